@@ -1,0 +1,35 @@
+//! Three things at build time: the types of `<openssl/ssl.h>` for Rust (bindgen), the soname of the library, and,
+//! when asked by `REPRISE_HEADER=1` (`make header`), `include/reprise.h` for C (cbindgen).
+
+use std::{env, path::PathBuf};
+
+fn main() {
+    println!("cargo:rerun-if-changed=src/libssl/wrapper.h");
+    println!("cargo:rerun-if-changed=cbindgen.toml");
+    println!("cargo:rerun-if-env-changed=REPRISE_HEADER");
+    println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libreprise.so.0");
+    // A library whose code runs in exit handlers and in hooks of live contexts must not be unloaded.
+    println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
+
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    bindgen::Builder::default()
+        .header("src/libssl/wrapper.h")
+        .allowlist_type("SSL|SSL_CTX|SSL_SESSION|SSL_METHOD|SSL_CIPHER|CRYPTO_EX_DATA|ERR_STRING_DATA")
+        .default_enum_style(bindgen::EnumVariation::Consts)
+        .opaque_type("ssl_st|ssl_ctx_st|ssl_session_st|ssl_method_st|ssl_cipher_st|crypto_ex_data_st")
+        .allowlist_type("reprise_constants")
+        .allowlist_var("SSL_CTRL_.*SESS.*|SSL_SESS_CACHE_.*|SSL_SESSION_CACHE_MAX_SIZE_DEFAULT")
+        .allowlist_var("TLS1_2_VERSION|TLS1_3_VERSION|SSL_MAX_SSL_SESSION_ID_LENGTH")
+        .prepend_enum_name(false)
+        .layout_tests(false)
+        .generate_comments(false)
+        .generate()
+        .expect("bindgen needs <openssl/ssl.h> and libclang: apt-get install libssl-dev libclang-dev")
+        .write_to_file(out.join("openssl.rs"))
+        .expect("OUT_DIR is writable");
+
+    if env::var_os("REPRISE_HEADER").is_some() {
+        let root = env::var("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR");
+        cbindgen::generate(&root).expect("cbindgen reads src/").write_to_file("include/reprise.h");
+    }
+}

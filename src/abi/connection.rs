@@ -1,0 +1,109 @@
+//! SSL_get_session(3), SSL_set_SSL_CTX(3), SSL_CTX_set_generate_session_id(3): what is asked of a connection
+
+use super::{border, ours};
+use crate::context::Context;
+use crate::libssl::types::*;
+use crate::libssl::{context, generator, table, Connection};
+use libc::{c_int, c_uchar, c_uint};
+use std::ptr::null_mut;
+
+/// The session of a connection, without a reference: it may go with the next operation (GET1, GET3, GET4). NULL where
+/// there is none.
+///
+/// # Safety
+/// `ssl` is NULL or a live connection.
+#[no_mangle]
+pub unsafe extern "C" fn SSL_get_session(ssl: *const SSL) -> *mut SSL_SESSION {
+    border(null_mut(), || {
+        // SAFETY: by the caller's promise.
+        (!ssl.is_null()).then(|| unsafe { (table().SSL_get_session)(ssl) })
+    })
+}
+
+/// The same as SSL_get_session (GET1).
+///
+/// # Safety
+/// `ssl` is NULL or a live connection.
+#[no_mangle]
+pub unsafe extern "C" fn SSL_get0_session(ssl: *const SSL) -> *mut SSL_SESSION {
+    // SAFETY: by the caller's promise.
+    unsafe { SSL_get_session(ssl) }
+}
+
+/// The session of a connection with a reference for the caller, who frees it (GET2). NULL where there is none.
+///
+/// # Safety
+/// `ssl` is NULL or a live connection.
+#[no_mangle]
+pub unsafe extern "C" fn SSL_get1_session(ssl: *mut SSL) -> *mut SSL_SESSION {
+    border(null_mut(), || {
+        // SAFETY: by the caller's promise.
+        (!ssl.is_null()).then(|| unsafe { (table().SSL_get1_session)(ssl) })
+    })
+}
+
+/// Moves a connection to another SSL_CTX, as a servername callback does. Sessions go on being cached in the one that the
+/// connection was made with. Returns the connection's SSL_CTX, NULL on failure.
+///
+/// # Safety
+/// `ssl` is NULL or a live connection, `ctx` NULL or a live SSL_CTX.
+#[no_mangle]
+pub unsafe extern "C" fn SSL_set_SSL_CTX(ssl: *mut SSL, ctx: *mut SSL_CTX) -> *mut SSL_CTX {
+    border(null_mut(), || {
+        // SAFETY: by the caller's promise.
+        (!ssl.is_null()).then(|| unsafe { context::switch(ssl, ctx) })
+    })
+}
+
+/// Whether a session with this id, of the connection's protocol version, is in the internal cache: 1 or 0 (ID1).
+///
+/// # Safety
+/// `ssl` is NULL or a live connection, `id` is NULL or `id_len` bytes.
+#[no_mangle]
+pub unsafe extern "C" fn SSL_has_matching_session_id(ssl: *const SSL, id: *const c_uchar, id_len: c_uint) -> c_int {
+    border(0, || {
+        // SAFETY: by the caller's promise.
+        let connection = unsafe { Connection::borrow(ssl)? };
+        if id.is_null() {
+            return None;
+        }
+        match Context::of(&connection) {
+            // SAFETY: by the caller's promise.
+            Some(context) => Some(context.has(connection.version(), unsafe { std::slice::from_raw_parts(id, id_len as usize) }).into()),
+            // SAFETY: by the caller's promise.
+            None => Some(unsafe { (table().SSL_has_matching_session_id)(ssl, id, id_len) }),
+        }
+    })
+}
+
+/// Sets the function that makes the session ids of a context's servers, NULL for libssl's own. An id that is in the
+/// internal cache fails the handshake (ID1). Returns 1; 0 for NULL.
+///
+/// # Safety
+/// `ctx` is NULL or a live SSL_CTX, `cb` a function of this type.
+#[no_mangle]
+pub unsafe extern "C" fn SSL_CTX_set_generate_session_id(ctx: *mut SSL_CTX, cb: Generator) -> c_int {
+    border(0, || {
+        if ctx.is_null() {
+            return None;
+        }
+        let cb = if ours(ctx).is_some() { generator::wrap(cb, SSL_has_matching_session_id) } else { cb };
+        // SAFETY: by the caller's promise.
+        Some(unsafe { (table().SSL_CTX_set_generate_session_id)(ctx, cb) })
+    })
+}
+
+/// The same for one connection, whose function wins over its context's.
+///
+/// # Safety
+/// `ssl` is NULL or a live connection, `cb` a function of this type.
+#[no_mangle]
+pub unsafe extern "C" fn SSL_set_generate_session_id(ssl: *mut SSL, cb: Generator) -> c_int {
+    border(0, || {
+        // SAFETY: by the caller's promise.
+        let connection = unsafe { Connection::borrow(ssl)? };
+        let cb = if Context::of(&connection).is_some() { generator::wrap(cb, SSL_has_matching_session_id) } else { cb };
+        // SAFETY: by the caller's promise.
+        Some(unsafe { (table().SSL_set_generate_session_id)(ssl, cb) })
+    })
+}

@@ -1,0 +1,133 @@
+//! SSL_CTX_set_session_cache_mode(3), SSL_CTX_sess_set_cache_size(3), SSL_CTX_sess_number(3)
+//!
+//! In C these names are macros over SSL_CTX_ctrl, so that is what programs call (ABI1). A program that includes
+//! reprise.h calls the functions.
+
+use super::{border, ours};
+use crate::context::Context;
+use crate::libssl::table;
+use crate::libssl::types::*;
+use libc::{c_int, c_long, c_void};
+use std::ptr::null_mut;
+
+/// SSL_CTX_ctrl(3): the cache mode (44, 45), the cache size (42, 43) and the counters (20 to 31) are answered here,
+/// everything else by libssl.
+///
+/// # Safety
+/// As libssl requires for `cmd`.
+#[no_mangle]
+pub unsafe extern "C" fn SSL_CTX_ctrl(ctx: *mut SSL_CTX, cmd: c_int, larg: c_long, parg: *mut c_void) -> c_long {
+    border(0, || {
+        let answer = match u32::try_from(cmd) {
+            Ok(command) => ours(ctx).and_then(|context| control(context, command, larg)),
+            Err(_) => None,
+        };
+        // SAFETY: by the caller's promise.
+        Some(answer.unwrap_or_else(|| unsafe { (table().SSL_CTX_ctrl)(ctx, cmd, larg, parg) }))
+    })
+}
+
+/// `None` for a command that is not the session cache's.
+fn control(context: &Context, command: u32, number: c_long) -> Option<c_long> {
+    match command {
+        SSL_CTRL_SESS_NUMBER..=SSL_CTRL_SESS_CACHE_FULL => Some(context.statistic(command)),
+        SSL_CTRL_SET_SESS_CACHE_SIZE => match u64::try_from(number) {
+            Ok(size) => Some(context.set_size(size) as c_long),
+            Err(_) => Some(0),
+        },
+        SSL_CTRL_GET_SESS_CACHE_SIZE => Some(context.size() as c_long),
+        // libssl keeps the mode in 32 bits as well
+        SSL_CTRL_SET_SESS_CACHE_MODE => Some(context.set_mode(number as u32).into()),
+        SSL_CTRL_GET_SESS_CACHE_MODE => Some(context.mode().into()),
+        _ => None,
+    }
+}
+
+/// # Safety
+/// `ctx` is NULL or a live SSL_CTX.
+unsafe fn call(ctx: *mut SSL_CTX, command: u32, number: c_long) -> c_long {
+    // SAFETY: by the caller's promise; these commands take no pointer.
+    unsafe { SSL_CTX_ctrl(ctx, command as c_int, number, null_mut()) }
+}
+
+/// Sets the cache mode, all bits as given, and returns the previous one (MODE1 to MODE10). NULL: 0.
+///
+/// # Safety
+/// `ctx` is NULL or a live SSL_CTX.
+#[no_mangle]
+pub unsafe extern "C" fn SSL_CTX_set_session_cache_mode(ctx: *mut SSL_CTX, mode: c_long) -> c_long {
+    // SAFETY: by the caller's promise.
+    unsafe { call(ctx, SSL_CTRL_SET_SESS_CACHE_MODE, mode) }
+}
+
+/// The cache mode; SSL_SESS_CACHE_SERVER unless it was set (MODE1). NULL: 0.
+///
+/// # Safety
+/// `ctx` is NULL or a live SSL_CTX.
+#[no_mangle]
+pub unsafe extern "C" fn SSL_CTX_get_session_cache_mode(ctx: *mut SSL_CTX) -> c_long {
+    // SAFETY: by the caller's promise.
+    unsafe { call(ctx, SSL_CTRL_GET_SESS_CACHE_MODE, 0) }
+}
+
+/// Sets how many sessions the internal cache holds, 0 for no limit, and returns the previous size (SIZE1, SIZE2). NULL
+/// and a negative size: 0, and nothing changes.
+///
+/// # Safety
+/// `ctx` is NULL or a live SSL_CTX.
+#[no_mangle]
+pub unsafe extern "C" fn SSL_CTX_sess_set_cache_size(ctx: *mut SSL_CTX, t: c_long) -> c_long {
+    // SAFETY: by the caller's promise.
+    unsafe { call(ctx, SSL_CTRL_SET_SESS_CACHE_SIZE, t) }
+}
+
+/// How many sessions the internal cache holds at most, 0 for no limit; 20480 unless it was set (SIZE1). NULL: 0.
+///
+/// # Safety
+/// `ctx` is NULL or a live SSL_CTX.
+#[no_mangle]
+pub unsafe extern "C" fn SSL_CTX_sess_get_cache_size(ctx: *mut SSL_CTX) -> c_long {
+    // SAFETY: by the caller's promise.
+    unsafe { call(ctx, SSL_CTRL_GET_SESS_CACHE_SIZE, 0) }
+}
+
+macro_rules! counters {
+    ($($(#[doc = $text:literal])* $name:ident = $command:ident;)*) => {$(
+        $(#[doc = $text])*
+        ///
+        /// # Safety
+        /// `ctx` is NULL or a live SSL_CTX.
+        #[no_mangle]
+        pub unsafe extern "C" fn $name(ctx: *mut SSL_CTX) -> c_long {
+            // SAFETY: by the caller's promise.
+            unsafe { call(ctx, $command, 0) }
+        }
+    )*};
+}
+
+counters! {
+    /// Sessions in the internal cache now (STAT1). NULL: 0, here and below.
+    SSL_CTX_sess_number = SSL_CTRL_SESS_NUMBER;
+    /// Handshakes begun as a client (STAT1).
+    SSL_CTX_sess_connect = SSL_CTRL_SESS_CONNECT;
+    /// Handshakes finished as a client (STAT1).
+    SSL_CTX_sess_connect_good = SSL_CTRL_SESS_CONNECT_GOOD;
+    /// Renegotiations begun as a client (STAT1).
+    SSL_CTX_sess_connect_renegotiate = SSL_CTRL_SESS_CONNECT_RENEGOTIATE;
+    /// Handshakes begun as a server (STAT1).
+    SSL_CTX_sess_accept = SSL_CTRL_SESS_ACCEPT;
+    /// Handshakes finished as a server (STAT1).
+    SSL_CTX_sess_accept_good = SSL_CTRL_SESS_ACCEPT_GOOD;
+    /// Renegotiations begun as a server (STAT1).
+    SSL_CTX_sess_accept_renegotiate = SSL_CTRL_SESS_ACCEPT_RENEGOTIATE;
+    /// Sessions reused (STAT1).
+    SSL_CTX_sess_hits = SSL_CTRL_SESS_HIT;
+    /// Sessions that get_cb had (STAT1).
+    SSL_CTX_sess_cb_hits = SSL_CTRL_SESS_CB_HIT;
+    /// Sessions that were proposed by clients and not found in the internal cache (STAT1).
+    SSL_CTX_sess_misses = SSL_CTRL_SESS_MISSES;
+    /// Sessions that were proposed by clients and had expired (STAT1).
+    SSL_CTX_sess_timeouts = SSL_CTRL_SESS_TIMEOUTS;
+    /// Sessions that left because the cache was full (STAT1).
+    SSL_CTX_sess_cache_full = SSL_CTRL_SESS_CACHE_FULL;
+}

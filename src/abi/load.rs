@@ -1,0 +1,34 @@
+//! When the library is loaded: what cannot wait. libssl is not looked for yet, it may come later.
+
+use crate::{config, context, libssl, totals};
+
+/// Reads the environment, which some programs clear, and opens what it names, which may be out of reach later.
+extern "C" fn load() {
+    super::border((), || {
+        config::get();
+        totals::open();
+        // SAFETY: the functions live as long as the process, since the library is never unloaded.
+        unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
+        Some(())
+    })
+}
+
+#[used]
+#[link_section = ".init_array"]
+static LOAD: extern "C" fn() = load;
+
+unsafe extern "C" fn prepare() {
+    super::border((), || Some(context::fork::prepare()))
+}
+
+unsafe extern "C" fn parent() {
+    super::border((), || Some(context::fork::resume()))
+}
+
+unsafe extern "C" fn child() {
+    super::border((), || {
+        context::fork::resume();
+        libssl::forget_markers();
+        Some(())
+    })
+}

@@ -1,0 +1,159 @@
+//! Reprise's own functions. Errors are on OpenSSL's error queue, from the library "reprise".
+
+use super::border;
+use crate::config::Semantics;
+use crate::context::counters::Count;
+use crate::context::{registry, Context};
+use crate::libssl::error::{raise, Error};
+use crate::libssl::types::SSL_CTX;
+use libc::{c_char, c_int, size_t};
+
+/// Do what the manual pages promise.
+pub const REPRISE_SEMANTICS_DOCUMENTED: c_int = 0;
+/// Do what the loaded libssl does where it differs from the manual pages.
+pub const REPRISE_SEMANTICS_STOCK: c_int = 1;
+
+/// The version of the struct that follows.
+pub const REPRISE_STATS_VERSION: u32 = 1;
+
+/// What happened in the cache of an SSL_CTX since it was made. Later versions only add fields at the end.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct reprise_stats {
+    /// REPRISE_STATS_VERSION of the library.
+    pub version: u32,
+    /// The bytes that the library filled in.
+    pub size: u32,
+    /// Sessions in the cache now.
+    pub sessions: u64,
+    /// Sessions that entered the cache.
+    pub stored: u64,
+    /// Left because another object with the same id came.
+    pub replaced: u64,
+    /// Left because the cache was full.
+    pub evicted: u64,
+    /// Cleared on their own after they had expired.
+    pub expired: u64,
+    /// Left through SSL_CTX_flush_sessions.
+    pub flushed: u64,
+    /// Left through SSL_CTX_remove_session, called by the program or by libssl.
+    pub removed: u64,
+    /// Left because new_cb returned 0.
+    pub rejected: u64,
+    /// Left to the one connection that may use them for early data.
+    pub taken: u64,
+    /// Removals of sessions that were not cached.
+    pub condemned: u64,
+    /// A server asked the cache for a session and had it.
+    pub hits: u64,
+    /// A server asked the cache for a session that was not there.
+    pub misses: u64,
+    /// A server asked for a session that is there but marked not resumable.
+    pub unusable: u64,
+    /// get_cb had the session.
+    pub external_hits: u64,
+    /// get_cb had none.
+    pub external_misses: u64,
+    /// get_cb returned one that could not be used: another id or version, incomplete, marked not resumable.
+    pub external_refused: u64,
+    /// Tickets for early data that were shown again after they had been accepted.
+    pub replays: u64,
+    /// Sessions that libssl negotiated and handed to the cache.
+    pub negotiated: u64,
+    /// Sessions that could not be stored for want of memory.
+    pub store_errors: u64,
+}
+
+/// The version of the library, "MAJOR.MINOR.PATCH". Static.
+#[no_mangle]
+pub extern "C" fn reprise_version() -> *const c_char {
+    concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
+}
+
+fn ours(ctx: *mut SSL_CTX) -> Option<&'static Context> {
+    let context = registry::find(ctx);
+    if context.is_none() {
+        raise(if ctx.is_null() { Error::NullArgument } else { Error::NotTakenOver });
+    }
+    context
+}
+
+/// Chooses REPRISE_SEMANTICS_DOCUMENTED or REPRISE_SEMANTICS_STOCK for one SSL_CTX, best before it is used; the
+/// environment variable REPRISE_SEMANTICS chooses for all. Returns 1, or 0 with an error on the queue.
+///
+/// # Safety
+/// `ctx` is NULL or a live SSL_CTX.
+#[no_mangle]
+pub unsafe extern "C" fn reprise_ctx_set_semantics(ctx: *mut SSL_CTX, semantics: c_int) -> c_int {
+    border(0, || {
+        let context = ours(ctx)?;
+        match Semantics::from_number(semantics) {
+            Some(semantics) => context.set_semantics(semantics),
+            None => {
+                raise(Error::UnknownSemantics);
+                return None;
+            }
+        }
+        Some(1)
+    })
+}
+
+/// The semantics of an SSL_CTX, or -1 with an error on the queue.
+///
+/// # Safety
+/// `ctx` is NULL or a live SSL_CTX.
+#[no_mangle]
+pub unsafe extern "C" fn reprise_ctx_get_semantics(ctx: *mut SSL_CTX) -> c_int {
+    border(-1, || Some(ours(ctx)?.semantics() as c_int))
+}
+
+/// Fills in `*stats`, which has `size` bytes: pass sizeof(reprise_stats). A program made for an older version gets the
+/// fields it knows. Returns 1, or 0 with an error on the queue.
+///
+/// # Safety
+/// `ctx` is NULL or a live SSL_CTX, `stats` is NULL or `size` writable bytes.
+#[no_mangle]
+pub unsafe extern "C" fn reprise_ctx_stats(ctx: *mut SSL_CTX, stats: *mut reprise_stats, size: size_t) -> c_int {
+    border(0, || {
+        let context = ours(ctx)?;
+        if stats.is_null() {
+            raise(Error::NullArgument);
+            return None;
+        }
+        if size < std::mem::offset_of!(reprise_stats, sessions) || size % 8 != 0 {
+            raise(Error::WrongSize);
+            return None;
+        }
+        let filled = size.min(size_of::<reprise_stats>());
+        let all = collect(context, filled as u32);
+        // SAFETY: both are at least `filled` bytes, by the caller's promise and by the minimum; bytes have no alignment.
+        unsafe { std::ptr::copy_nonoverlapping((&raw const all).cast::<u8>(), stats.cast::<u8>(), filled) };
+        Some(1)
+    })
+}
+
+fn collect(context: &Context, size: u32) -> reprise_stats {
+    reprise_stats {
+        version: REPRISE_STATS_VERSION,
+        size,
+        sessions: context.number() as u64,
+        stored: context.counter(Count::Stored),
+        replaced: context.counter(Count::Replaced),
+        evicted: context.counter(Count::Evicted),
+        expired: context.counter(Count::Expired),
+        flushed: context.counter(Count::Flushed),
+        removed: context.counter(Count::Removed),
+        rejected: context.counter(Count::Rejected),
+        taken: context.counter(Count::Taken),
+        condemned: context.counter(Count::Condemned),
+        hits: context.counter(Count::Hits),
+        misses: context.counter(Count::Misses),
+        unusable: context.counter(Count::Unusable),
+        external_hits: context.counter(Count::ExternalHits),
+        external_misses: context.counter(Count::ExternalMisses),
+        external_refused: context.counter(Count::ExternalRefused),
+        replays: context.counter(Count::Replays),
+        negotiated: context.counter(Count::Negotiated),
+        store_errors: context.counter(Count::StoreErrors),
+    }
+}

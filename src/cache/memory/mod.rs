@@ -1,0 +1,224 @@
+//! The cache in this process's memory: shards, each a keyed hash table and a heap by expiry under a lock of its own.
+//!
+//! An id finds its shard by a keyed hash, since ids in lookups are chosen by strangers. Each shard publishes when its
+//! next session expires, so the one that expires soonest of all is found by reading one number per shard, and
+//! sessions that have not expired cost nothing when the expired ones are cleared.
+//!
+//! The locks are futexes (std), not parking_lot's: a lock whose waiters are kept in a table of the process is not
+//! safe in a forked child. Nothing holds two of them but [`Cache::hold`], which takes them in order.
+
+mod heap;
+mod shard;
+
+use super::{Cache, Collision, Departure, Held, Inserted, Key, Seconds, Session};
+use once_cell::race::OnceBox;
+use shard::{Shard, Stored};
+use smallvec::SmallVec;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+const SHARDS: usize = 64;
+
+pub struct Memory<S: Session> {
+    /// Allocated by the first insertion: most contexts of most programs never cache anything.
+    shards: OnceBox<[Shard<S>; SHARDS]>,
+    hasher: RandomState,
+    /// Sessions in all shards, plus those about to be inserted: the limit is exact.
+    len: AtomicUsize,
+    limit: AtomicUsize,
+}
+
+impl<S: Session> Memory<S> {
+    /// An empty cache for up to `limit` sessions, 0 for no limit.
+    pub fn new(limit: usize) -> Self {
+        Memory {
+            shards: OnceBox::new(),
+            hasher: RandomState::new(),
+            len: AtomicUsize::new(0),
+            limit: AtomicUsize::new(limit),
+        }
+    }
+
+    fn hash(&self, key: &Key) -> u64 {
+        let mut hasher = self.hasher.build_hasher();
+        hasher.write_u64(u64::from(key.version as u32) << 8 | u64::from(key.length));
+        hasher.write(&key.id);
+        hasher.finish()
+    }
+
+    /// The shard for a hash. Tables use the lowest and the highest bits, so the shard is chosen by others.
+    fn shard(&self, hash: u64) -> Option<&Shard<S>> {
+        Some(&self.shards.get()?[(hash >> 32) as usize % SHARDS])
+    }
+
+    /// Counts one more session in, unless the limit is reached.
+    fn reserve(&self) -> bool {
+        match self.limit.load(Relaxed) {
+            0 => {
+                self.len.fetch_add(1, Relaxed);
+                true
+            }
+            limit => self.len.fetch_update(Relaxed, Relaxed, |len| (len < limit).then_some(len + 1)).is_ok(),
+        }
+    }
+
+    fn release(&self, count: usize) {
+        self.len.fetch_sub(count, Relaxed);
+    }
+
+    /// Takes out the session that expires soonest of all, if there is one: of those that expire in the same second
+    /// the one that came first.
+    fn evict(&self) -> Option<S> {
+        loop {
+            let shard = self.shards.get()?.iter().min_by_key(|shard| shard.soonest())?;
+            if shard.is_empty() {
+                return None;
+            }
+            let session = shard.lock().pop();
+            if session.is_some() {
+                self.release(1);
+                return session;
+            }
+        }
+    }
+}
+
+impl<S: Session> Cache<S> for Memory<S> {
+    fn insert(&self, session: S, collision: Collision, left: &mut dyn FnMut(S, Departure)) -> Inserted {
+        let shards = self.shards.get_or_init(|| Box::new(std::array::from_fn(|_| Shard::new())));
+        let key = session.key();
+        let hash = self.hash(&key);
+        let shard = &shards[(hash >> 32) as usize % SHARDS];
+        let new = Stored { expiry: session.expiry(), session, key, hash };
+        let mut departed: SmallVec<[(S, Departure); 1]> = SmallVec::new();
+        let (inserted, not_taken) = loop {
+            let mut locked = shard.lock();
+            if let Some(slot) = locked.find(hash, &key) {
+                if locked.session(slot).is_some_and(|cached| cached.same(&new.session)) {
+                    break (Inserted::Same, Some(new));
+                }
+                if matches!(collision, Collision::KeepUnlessExpired(now) if locked.expiry(slot) >= Some(now)) {
+                    break (Inserted::Kept, Some(new));
+                }
+                departed.push((locked.replace(slot, new), Departure::Replaced));
+                break (Inserted::Replaced, None);
+            }
+            if self.reserve() {
+                let refused = locked.insert(new).err();
+                if refused.is_some() {
+                    self.release(1);
+                }
+                break (if refused.is_some() { Inserted::Refused } else { Inserted::Added }, refused);
+            }
+            // Full. Another session leaves first, so that the new one stays however soon it expires.
+            drop(locked);
+            match self.evict() {
+                Some(evicted) => departed.push((evicted, Departure::Evicted)),
+                None => std::thread::yield_now(), // others are between their reservation and their insertion
+            }
+        };
+        drop(not_taken);
+        for (session, why) in departed {
+            left(session, why);
+        }
+        inserted
+    }
+
+    fn get(&self, key: &Key) -> Option<S> {
+        let hash = self.hash(key);
+        let locked = self.shard(hash)?.lock();
+        let slot = locked.find(hash, key)?;
+        locked.session(slot).cloned()
+    }
+
+    fn take(&self, key: &Key) -> Option<S> {
+        let hash = self.hash(key);
+        let mut locked = self.shard(hash)?.lock();
+        let slot = locked.find(hash, key)?;
+        let session = locked.remove(slot)?;
+        self.release(1);
+        Some(session)
+    }
+
+    fn take_same(&self, session: &S) -> Option<S> {
+        let key = session.key();
+        let hash = self.hash(&key);
+        let mut locked = self.shard(hash)?.lock();
+        let slot = locked.find(hash, &key).filter(|&slot| locked.session(slot).is_some_and(|cached| cached.same(session)))?;
+        let session = locked.remove(slot)?;
+        self.release(1);
+        Some(session)
+    }
+
+    fn contains(&self, key: &Key) -> bool {
+        let hash = self.hash(key);
+        self.shard(hash).is_some_and(|shard| shard.lock().find(hash, key).is_some())
+    }
+
+    fn expiry_changed(&self, session: &S) {
+        let key = session.key();
+        let hash = self.hash(&key);
+        let Some(shard) = self.shard(hash) else { return };
+        let mut locked = shard.lock();
+        if let Some(slot) = locked.find(hash, &key).filter(|&slot| locked.session(slot).is_some_and(|cached| cached.same(session))) {
+            locked.set_expiry(slot, session.expiry());
+        }
+    }
+
+    fn has_expired(&self, now: Seconds) -> bool {
+        self.shards.get().is_some_and(|shards| shards.iter().any(|shard| shard.soonest().expiry < now))
+    }
+
+    fn expire(&self, now: Seconds, most: usize, left: &mut dyn FnMut(S)) -> usize {
+        let mut count = 0;
+        for shard in self.shards.get().into_iter().flatten() {
+            while count < most && shard.soonest().expiry < now {
+                // A few at a time: the lock is free in between, and nothing is allocated for them.
+                let mut expired: SmallVec<[S; 16]> = SmallVec::new();
+                let mut locked = shard.lock();
+                while expired.len() < 16.min(most - count) {
+                    match locked.pop_expired(now) {
+                        Some(session) => expired.push(session),
+                        None => break,
+                    }
+                }
+                drop(locked);
+                if expired.is_empty() {
+                    break;
+                }
+                self.release(expired.len());
+                count += expired.len();
+                expired.into_iter().for_each(&mut *left);
+            }
+        }
+        count
+    }
+
+    fn clear(&self, left: &mut dyn FnMut(S)) {
+        for shard in self.shards.get().into_iter().flatten() {
+            let sessions = shard.lock().take_all();
+            self.release(sessions.len());
+            sessions.into_iter().for_each(&mut *left);
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.len.load(Relaxed)
+    }
+
+    fn set_limit(&self, limit: usize) {
+        self.limit.store(limit, Relaxed);
+    }
+
+    fn snapshot(&self) -> Vec<S> {
+        let mut sessions = Vec::new();
+        for shard in self.shards.get().into_iter().flatten() {
+            shard.lock().clone_into(&mut sessions);
+        }
+        sessions
+    }
+
+    fn hold(&'static self) -> Box<dyn Held> {
+        Box::new(self.shards.get().map(|shards| shards.each_ref().map(Shard::lock)))
+    }
+}

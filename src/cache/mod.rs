@@ -1,0 +1,115 @@
+//! The internal cache: what it must do ([`Cache`]), whatever it keeps its sessions in, and its kinds.
+//!
+//! Nothing here knows libssl. A cache is generic over [`Session`], so that its logic also runs with made-up sessions.
+//! No method calls `left` or drops a session while it holds a lock: both may run a stranger's code.
+
+pub mod memory;
+
+/// Seconds since the epoch.
+pub type Seconds = i64;
+
+/// What a cached session is found by: protocol version and session id, as libssl compares them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Key {
+    version: i32,
+    length: u8,
+    id: [u8; Key::LONGEST],
+}
+
+impl Key {
+    /// SSL_MAX_SSL_SESSION_ID_LENGTH
+    pub const LONGEST: usize = 32;
+
+    /// `None` for an id longer than the protocol allows.
+    pub fn new(version: i32, id: &[u8]) -> Option<Key> {
+        let mut key = Key { version, length: u8::try_from(id.len()).ok()?, id: [0; Key::LONGEST] };
+        key.id.get_mut(..id.len())?.copy_from_slice(id);
+        Some(key)
+    }
+
+    pub fn id(&self) -> &[u8] {
+        &self.id[..usize::from(self.length)]
+    }
+
+    pub fn version(&self) -> i32 {
+        self.version
+    }
+}
+
+/// A session as a cache sees it: a counted reference. `clone` takes one more, `drop` frees one.
+pub trait Session: Clone + Send + Sync + 'static {
+    fn key(&self) -> Key;
+    /// The last second at which it may still be resumed: its time plus its timeout, as they are now.
+    fn expiry(&self) -> Seconds;
+    /// Whether both are references to one object.
+    fn same(&self, other: &Self) -> bool;
+}
+
+/// What to do when another object with the same key is cached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Collision {
+    Replace,
+    /// Keep the cached one if it has not expired at this second.
+    KeepUnlessExpired(Seconds),
+}
+
+/// Why a session left, or what became of one that was offered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Inserted {
+    Added,
+    /// Another object with its key was there and has left.
+    Replaced,
+    /// This very object was there already. Nothing changed.
+    Same,
+    /// Another object with its key was there and stays.
+    Kept,
+    /// No memory could be had for it.
+    Refused,
+}
+
+/// Why [`Cache::insert`] hands a session to `left`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Departure {
+    Evicted,
+    Replaced,
+}
+
+/// The internal cache of one SSL_CTX. All methods may be called from any thread, also from within `left`.
+pub trait Cache<S: Session>: Send + Sync {
+    /// Takes over one reference to `session`. Calls `left` for what had to leave, after the insertion.
+    fn insert(&self, session: S, collision: Collision, left: &mut dyn FnMut(S, Departure)) -> Inserted;
+    /// A reference of the caller's own.
+    fn get(&self, key: &Key) -> Option<S>;
+    /// Out of the cache, to one caller only.
+    fn take(&self, key: &Key) -> Option<S>;
+    /// Takes `session` out if this very object is cached.
+    fn take_same(&self, session: &S) -> Option<S>;
+    fn contains(&self, key: &Key) -> bool;
+    /// Judges `session` anew after its time or timeout changed; nothing if it is not cached.
+    fn expiry_changed(&self, session: &S);
+    /// Whether a session has expired at `now`; cheap enough to ask on every connection.
+    fn has_expired(&self, now: Seconds) -> bool;
+    /// Takes out up to `most` sessions that have expired at `now`, and says how many.
+    fn expire(&self, now: Seconds, most: usize, left: &mut dyn FnMut(S)) -> usize;
+    /// Takes out everything.
+    fn clear(&self, left: &mut dyn FnMut(S));
+    fn len(&self) -> usize;
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// How many sessions it may hold, 0 for no limit. A lower limit takes effect at the next insertion.
+    fn set_limit(&self, limit: usize);
+    /// A reference to each session cached now.
+    fn snapshot(&self) -> Vec<S>;
+    /// Stops every change until the result is dropped: nothing is half-done in a process forked meanwhile.
+    fn hold(&'static self) -> Box<dyn Held>;
+}
+
+/// A cache in this process's memory, without a limit.
+pub fn in_memory<S: Session>() -> Box<dyn Cache<S>> {
+    Box::new(memory::Memory::new(0))
+}
+
+/// The locks of a cache; dropping it lets them go.
+pub trait Held {}
+impl<T> Held for T {}

@@ -1,0 +1,550 @@
+//! One SSL_CTX: its mode, callbacks, semantics, counters and cache. What the manual says happens here.
+//!
+//! The rules are named as the manual pages' promises are numbered in `docs/conformance.md` (CB3, ADD2, ...). Where
+//! `Semantics::Stock` differs, it does what libssl does.
+
+pub mod counters;
+pub mod registry;
+mod spent;
+
+use crate::cache::{self, Cache, Collision, Departure, Inserted, Key, Seconds, Session as _};
+use crate::config::{self, Semantics};
+use crate::libssl::types::*;
+use crate::libssl::{Connection, Ctx, CtxCell, Hooks, Session, SessionTable, Slot};
+use crate::{log, totals};
+use counters::{Count, Counters};
+use spent::Spent;
+use smallvec::SmallVec;
+use std::ffi::{c_long, c_void};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+pub struct Context {
+    ctx: CtxCell,
+    /// The address of the sentinel in libssl's own cache.
+    sentinel: AtomicUsize,
+    /// All bits as the program gave them (MODE1).
+    mode: AtomicU32,
+    /// The limit as the program gave it (SIZE1).
+    size: AtomicU64,
+    semantics: AtomicU32,
+    ending: AtomicBool,
+    pub new_callback: Slot<NewCallback>,
+    pub remove_callback: Slot<RemoveCallback>,
+    pub get_callback: Slot<GetCallback>,
+    counters: Counters,
+    cache: Box<dyn Cache<Session>>,
+    /// Tickets accepted for early data that an external cache might bring back.
+    spent: Spent,
+    /// One thread at a time clears expired sessions; nobody waits for it.
+    sweep: parking_lot::Mutex<Sweep>,
+    /// What SSL_CTX_sessions last returned, which the program may still read.
+    table: Mutex<Option<SessionTable>>,
+}
+
+fn now() -> Seconds {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as Seconds)
+}
+
+/// How far clearing expired sessions has come.
+#[derive(Default)]
+struct Sweep {
+    /// Connections since there is something to clear.
+    waited: usize,
+    /// How many each connection clears now.
+    share: usize,
+}
+
+/// What becomes of a session that leaves the cache.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mark {
+    NotResumable,
+    Leave,
+}
+
+impl Context {
+    fn new() -> Context {
+        Context {
+            ctx: CtxCell::empty(),
+            sentinel: AtomicUsize::new(0),
+            mode: AtomicU32::new(0),
+            size: AtomicU64::new(0),
+            semantics: AtomicU32::new(0),
+            ending: AtomicBool::new(false),
+            new_callback: Slot::<NewCallback>::empty(),
+            remove_callback: Slot::<RemoveCallback>::empty(),
+            get_callback: Slot::<GetCallback>::empty(),
+            counters: Counters::default(),
+            cache: cache::in_memory(),
+            spent: Spent::new(),
+            sweep: parking_lot::Mutex::default(),
+            table: Mutex::new(None),
+        }
+    }
+
+    /// Takes over a new SSL_CTX: from now on the hooks and the exports find its context. Where there is no memory for
+    /// that, the SSL_CTX stays as libssl made it.
+    pub fn take_over(ctx: Ctx, hooks: Hooks) {
+        let config = config::get();
+        if let Some(complaint) = &config.complaint {
+            log::once(format_args!("{complaint}"));
+        }
+        let taken = registry::enter(ctx.as_ptr(), |context| {
+            let Some(sentinel) = ctx.take_over(hooks) else { return false };
+            context.ctx.set(ctx);
+            context.sentinel.store(sentinel, Relaxed);
+            context.ending.store(false, Relaxed);
+            context.size.store(SSL_SESSION_CACHE_MAX_SIZE_DEFAULT.into(), Relaxed);
+            context.new_callback.set(None);
+            context.remove_callback.set(None);
+            context.get_callback.set(None);
+            context.counters.reset();
+            context.set_semantics(config.semantics);
+            context.set_mode(SSL_SESS_CACHE_SERVER);
+            true
+        });
+        if taken.is_some() {
+            totals::context_taken_over();
+        }
+    }
+
+    /// The context that libssl caches in for this connection; `None` if that is not ours.
+    pub fn of(connection: &Connection) -> Option<&'static Context> {
+        let (first, second) = connection.contexts();
+        registry::find(first).or_else(|| registry::find(second))
+    }
+
+    fn ctx(&self) -> Option<Ctx> {
+        self.ctx.get()
+    }
+
+    pub fn semantics(&self) -> Semantics {
+        Semantics::from_number(self.semantics.load(Relaxed) as i32).unwrap_or(Semantics::Documented)
+    }
+
+    fn is_documented(&self) -> bool {
+        self.semantics() == Semantics::Documented
+    }
+
+    pub fn set_semantics(&self, semantics: Semantics) {
+        self.semantics.store(semantics as u32, Relaxed);
+        self.set_limit();
+    }
+
+    fn count(&self, count: Count) {
+        self.counters.add(count);
+    }
+
+    pub fn counter(&self, count: Count) -> u64 {
+        self.counters.get(count)
+    }
+}
+
+/// SSL_CTX_set_session_cache_mode(3) and SSL_CTX_sess_set_cache_size(3)
+impl Context {
+    pub fn mode(&self) -> u32 {
+        self.mode.load(Relaxed)
+    }
+
+    /// Returns the previous mode (MODE1). Libssl learns for which sides it is to call us.
+    pub fn set_mode(&self, mode: u32) -> u32 {
+        if let Some(ctx) = self.ctx() {
+            ctx.set_mode(mode);
+        }
+        self.mode.swap(mode, Relaxed)
+    }
+
+    fn has_mode(&self, bit: u32) -> bool {
+        self.mode() & bit != 0
+    }
+
+    pub fn size(&self) -> u64 {
+        self.size.load(Relaxed)
+    }
+
+    /// Returns the previous size (SIZE1). A smaller one takes effect when the next session is added.
+    pub fn set_size(&self, size: u64) -> u64 {
+        let previous = self.size.swap(size, Relaxed);
+        self.set_limit();
+        previous
+    }
+
+    fn set_limit(&self) {
+        let size = usize::try_from(self.size()).unwrap_or(usize::MAX);
+        // SIZE1, stock: the new session is counted before room is made for it.
+        let limit = if self.is_documented() || size <= 1 { size } else { size - 1 };
+        self.cache.set_limit(limit);
+    }
+}
+
+/// SSL_CTX_sess_number(3)
+impl Context {
+    pub fn number(&self) -> usize {
+        self.cache.len()
+    }
+
+    /// The value of one of SSL_CTRL_SESS_NUMBER to SSL_CTRL_SESS_CACHE_FULL (STAT1). What only libssl sees it counts.
+    pub fn statistic(&self, command: u32) -> c_long {
+        let libssl = |command| self.ctx().map_or(0, |ctx| ctx.counter(command));
+        let own = |count| self.counter(count) as c_long;
+        match command {
+            SSL_CTRL_SESS_NUMBER => self.number() as c_long,
+            SSL_CTRL_SESS_CB_HIT => own(Count::ExternalHits),
+            // "In server mode", says the manual; libssl itself also counts a client's offer that was declined.
+            SSL_CTRL_SESS_MISSES => {
+                let declined = if self.is_documented() { 0 } else { libssl(command) };
+                own(Count::Misses) + own(Count::Unusable) + declined
+            }
+            SSL_CTRL_SESS_CACHE_FULL => own(Count::Evicted),
+            _ => libssl(command),
+        }
+    }
+}
+
+/// SSL_CTX_add_session(3), SSL_CTX_flush_sessions(3): what a program asks for
+impl Context {
+    /// Whether `session` is cached now and was not before (ADD1 to ADD4).
+    pub fn add(&self, session: Session) -> bool {
+        if self.is_documented() {
+            if session.id().is_empty() {
+                return false;
+            }
+        } else if self.has_mode(SSL_SESS_CACHE_UPDATE_TIME) {
+            session.set_time(now());
+        }
+        match self.store(&session, Collision::Replace) {
+            Inserted::Added | Inserted::Replaced => true,
+            Inserted::Same => {
+                // ADD3, stock: its time was rewritten.
+                self.cache.expiry_changed(&session);
+                false
+            }
+            Inserted::Kept | Inserted::Refused => false,
+        }
+    }
+
+    /// Removes what has `session`'s id and marks `session` (ADD5, ADD6). Whether something was removed.
+    pub fn remove(&self, session: &Session) -> bool {
+        if session.id().is_empty() {
+            return false;
+        }
+        match self.ctx() {
+            Some(ctx) if ctx.is_claimed(session) => ctx.remove_own(session),
+            _ => session.mark(),
+        }
+        self.removed(session)
+    }
+
+    /// After `session` was marked: it leaves, whether libssl or the program condemned it (CB5, CB6). Whether it was there.
+    pub fn removed(&self, session: &Session) -> bool {
+        if self.ctx().is_some_and(|ctx| ctx.redeem(session)) {
+            // Taken already, by the lookup that found it (REPLAY1).
+            self.notify(session);
+            return true;
+        }
+        let cached = self.cache.take(&session.key());
+        match &cached {
+            Some(cached) => {
+                self.count(Count::Removed);
+                totals::sessions(-1);
+                if self.is_documented() && !cached.same(session) {
+                    cached.mark();
+                }
+            }
+            None => self.count(Count::Condemned),
+        }
+        self.notify(session);
+        cached.is_some()
+    }
+
+    /// Removes every session that has expired at `time`, all for 0 (FLUSH1).
+    pub fn flush(&self, time: Seconds) {
+        let mut left = |session| self.departed(session, Count::Flushed, Mark::NotResumable);
+        if time == 0 {
+            self.cache.clear(&mut left);
+        } else {
+            while self.cache.expire(time, usize::MAX, &mut left) > 0 {}
+        }
+    }
+
+    /// An LHASH of the sessions cached now, good until the next call or the end of the context.
+    pub fn table(&self) -> *mut c_void {
+        let table = SessionTable::new(self.cache.snapshot());
+        let pointer = table.as_ref().map_or(std::ptr::null_mut(), SessionTable::as_ptr);
+        let previous = std::mem::replace(&mut *self.lock_table(), table);
+        drop(previous);
+        pointer
+    }
+
+    fn lock_table(&self) -> MutexGuard<'_, Option<SessionTable>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether an id is taken in the internal cache (ID1).
+    pub fn has(&self, version: i32, id: &[u8]) -> bool {
+        Key::new(version, id).is_some_and(|key| self.cache.contains(&key))
+    }
+
+    /// Whether `session` is the sentinel, with which libssl says that the context ends.
+    pub fn is_sentinel(&self, session: &Session) -> bool {
+        session.as_ptr() as usize == self.sentinel.load(Relaxed)
+    }
+
+    /// The context ends: every session left goes, with remove_cb (CB5), while all that a callback may need is alive.
+    pub fn end(&self) {
+        if self.ending.swap(true, Relaxed) {
+            return;
+        }
+        self.flush(0);
+        let table = self.lock_table().take();
+        drop(table);
+        self.spent.clear();
+        if let Some(ctx) = self.ctx() {
+            registry::leave(ctx.as_ptr());
+        }
+    }
+
+    pub fn is_ending(&self) -> bool {
+        self.ending.load(Relaxed)
+    }
+}
+
+/// Judges a session anew wherever it is cached: its time or timeout was changed (FLUSH2).
+pub fn expiry_changed(session: &Session) {
+    registry::all().filter(|context| context.number() > 0).for_each(|context| context.cache.expiry_changed(session));
+}
+
+/// Between a program's callbacks and the cache
+impl Context {
+    fn store(&self, session: &Session, collision: Collision) -> Inserted {
+        if self.is_ending() {
+            return Inserted::Refused;
+        }
+        let inserted = self.cache.insert(session.clone(), collision, &mut |session, why| match why {
+            Departure::Evicted => self.departed(session, Count::Evicted, Mark::NotResumable),
+            Departure::Replaced => self.replaced(session),
+        });
+        match inserted {
+            Inserted::Added | Inserted::Replaced => {
+                self.count(Count::Stored);
+                totals::sessions(1);
+            }
+            Inserted::Refused => self.count(Count::StoreErrors),
+            Inserted::Same | Inserted::Kept => {}
+        }
+        inserted
+    }
+
+    /// It is not marked: what replaces it is mostly a copy of it.
+    fn replaced(&self, session: Session) {
+        self.count(Count::Replaced);
+        totals::sessions(-1);
+        // CB5, stock: nobody is told.
+        if self.is_documented() {
+            self.notify(&session);
+        }
+    }
+
+    fn departed(&self, session: Session, why: Count, mark: Mark) {
+        self.count(why);
+        totals::sessions(-1);
+        if mark == Mark::NotResumable {
+            session.mark();
+        }
+        self.notify(&session);
+    }
+
+    /// remove_cb, with no lock held (CB11).
+    fn notify(&self, session: &Session) {
+        if let Some(ctx) = self.ctx() {
+            self.remove_callback.call(ctx, session);
+        }
+    }
+
+    /// A connection begins or asks for something. Expired sessions are cleared on their own, at the latest within 255
+    /// connections (MODE5), a share of them on each. First they wait a little, so that a client that
+    /// proposes one is told apart from one whose session was never there (STAT1, timeouts).
+    pub fn connection(&self) {
+        const GRACE: usize = 64;
+        const SHARES: usize = 128;
+        let number = self.number();
+        if number == 0 || self.has_mode(SSL_SESS_CACHE_NO_AUTO_CLEAR) || !self.cache.has_expired(now()) {
+            return;
+        }
+        let Some(mut sweep) = self.sweep.try_lock() else { return };
+        sweep.waited += 1;
+        if sweep.waited <= GRACE {
+            return;
+        }
+        sweep.share = sweep.share.max(number / SHARES + 1);
+        let most = sweep.share;
+        let mut expired = SmallVec::<[Session; 16]>::new();
+        if self.cache.expire(now(), most, &mut |session| expired.push(session)) < most {
+            *sweep = Sweep::default();
+        }
+        drop(sweep);
+        for session in expired {
+            self.departed(session, Count::Expired, Mark::NotResumable);
+        }
+    }
+}
+
+/// What libssl asks for: the hooks
+impl Context {
+    /// A session was negotiated (CB2, MODE2 to MODE4, MODE7, MODE10). Whether the program keeps the reference that came
+    /// with it.
+    pub fn negotiated(&self, connection: &Connection, session: &Session) -> bool {
+        self.connection();
+        // CB2: a resumption with it would be refused.
+        if self.is_documented() && !session.is_resumable() {
+            return false;
+        }
+        self.count(Count::Negotiated);
+        if !self.has_mode(SSL_SESS_CACHE_NO_INTERNAL_STORE) && self.is_looked_up_later(connection) {
+            self.store(session, Collision::Replace);
+        }
+        let Some(keeps) = self.new_callback.call(connection, session) else { return false };
+        // CB3. It is not marked: the program may have taken what it wants as bytes.
+        if !keeps && self.is_documented() {
+            if let Some(session) = self.cache.take_same(session) {
+                self.departed(session, Count::Rejected, Mark::Leave);
+            }
+        }
+        keeps
+    }
+
+    /// MODE10: a TLS 1.3 server's ticket mostly holds the whole session, which is then looked up nowhere.
+    fn is_looked_up_later(&self, connection: &Connection) -> bool {
+        !connection.is_tls13()
+            || !connection.is_server()
+            || self.remove_callback.is_set()
+            || self.ctx().is_some_and(|ctx| connection.has_stateful_tickets(ctx) || connection.has_anti_replay(ctx))
+    }
+
+    /// A client proposed `id` (CB7, MODE4, MODE6).
+    pub fn lookup(&self, connection: &Connection, id: &[u8]) -> Option<Session> {
+        self.connection();
+        let ctx = self.ctx()?;
+        let key = Key::new(connection.version(), id)?;
+        let once = connection.has_anti_replay(ctx);
+        if !self.has_mode(SSL_SESS_CACHE_NO_INTERNAL_LOOKUP) {
+            if let Some(session) = self.lookup_internal(ctx, connection, &key, once) {
+                return Some(session);
+            }
+        }
+        self.lookup_external(ctx, connection, &key, once)
+    }
+
+    fn lookup_internal(&self, ctx: Ctx, connection: &Connection, key: &Key, once: bool) -> Option<Session> {
+        let found = if once { self.cache.take(key) } else { self.cache.get(key) };
+        let Some(session) = found else {
+            self.count(Count::Misses);
+            return None;
+        };
+        if once {
+            self.count(Count::Taken);
+            totals::sessions(-1);
+            self.count(Count::Hits);
+            // The external cache may have it too, and be asked for it before it hears of its removal.
+            if self.is_documented() && self.get_callback.is_set() {
+                self.spent.spend(key, &session, now());
+            }
+            ctx.claim(&session);
+            return Some(session);
+        }
+        // A session removed and added again is still marked. Up to TLS 1.2 libssl would break off the handshake.
+        if !connection.is_tls13() && !session.is_resumable() {
+            self.count(Count::Unusable);
+            return None;
+        }
+        self.count(Count::Hits);
+        if self.is_documented() {
+            self.renew(&session);
+        }
+        Some(session)
+    }
+
+    fn lookup_external(&self, ctx: Ctx, connection: &Connection, key: &Key, once: bool) -> Option<Session> {
+        if !self.get_callback.is_set() {
+            return None;
+        }
+        let Some(session) = self.get_callback.call(connection, key.id()) else {
+            self.count(Count::ExternalMisses);
+            return None;
+        };
+        // CB10, and what makes libssl crash in any semantics. Dropping the reference settles it as CB8 says.
+        let usable = session.is_complete() && (!self.is_documented() || session.is_resumable() && session.key() == *key);
+        if !usable {
+            self.count(Count::ExternalRefused);
+            return None;
+        }
+        let stores = !self.has_mode(SSL_SESS_CACHE_NO_INTERNAL_STORE);
+        if once {
+            // REPLAY1. Stock accepts a ticket as often as the program brings it, or never.
+            if self.is_documented() && !self.spent.spend(key, &session, now()) {
+                self.count(Count::Replays);
+                return None;
+            }
+            if self.is_documented() || stores {
+                self.count(Count::Taken);
+                ctx.claim(&session);
+            }
+        } else if self.is_documented() {
+            self.renew(&session);
+            if stores && session.expiry() >= now() {
+                // One that is there already stays: replacing it would have remove_cb delete what is in use (CB9).
+                self.store(&session, Collision::KeepUnlessExpired(now()));
+            }
+        } else if stores {
+            // MODE8, stock: renewed before anybody looks whether it has expired.
+            if self.has_mode(SSL_SESS_CACHE_UPDATE_TIME) {
+                session.set_time(now());
+            }
+            self.store(&session, Collision::Replace);
+        }
+        self.count(Count::ExternalHits);
+        Some(session)
+    }
+
+    /// MODE8: a session that is used lives longer, unless it had expired. Not one for early data: its age is checked
+    /// against the time it was issued.
+    fn renew(&self, session: &Session) {
+        let now = now();
+        if self.has_mode(SSL_SESS_CACHE_UPDATE_TIME) && session.expiry() >= now && !session.allows_early_data() {
+            session.set_time(now);
+            self.cache.expiry_changed(session);
+        }
+    }
+}
+
+/// Around fork(): nothing may be half-done in the child.
+pub mod fork {
+    use super::{registry, Context};
+    use crate::cache::Held;
+    use std::cell::RefCell;
+
+    thread_local!(static HELD: RefCell<Vec<Box<dyn Held>>> = const { RefCell::new(Vec::new()) });
+
+    /// Before: waits until nothing is being changed, and keeps it so.
+    pub fn prepare() {
+        let held = registry::all().flat_map(hold).collect();
+        HELD.with(|place| *place.borrow_mut() = held);
+    }
+
+    /// After, in the parent and in the child.
+    pub fn resume() {
+        HELD.with(|place| place.borrow_mut().clear());
+    }
+
+    fn hold(context: &'static Context) -> [Box<dyn Held>; 4] {
+        // Never parked on: parking_lot's waiting threads are not safe in a forked child.
+        let sweep = loop {
+            match context.sweep.try_lock() {
+                Some(sweep) => break sweep,
+                None => std::thread::yield_now(),
+            }
+        };
+        [Box::new(sweep), context.cache.hold(), context.spent.hold(), Box::new(context.lock_table())]
+    }
+}

@@ -1,0 +1,70 @@
+//! Which SSL_CTX is ours: from its address to its [`Context`], without a lock and without counting references.
+//!
+//! Whoever calls with an SSL_CTX keeps it alive meanwhile, and so its context too. The contexts themselves are never
+//! freed but used again for the next SSL_CTX: an address that outlives its SSL_CTX finds nothing or, at worst, another
+//! context, never freed memory. (Library-wide ex_data would be the usual way, but OSSL_LIB_CTX_set0_default gives
+//! it another space of indices.)
+
+use super::Context;
+use crate::libssl::types::SSL_CTX;
+use once_cell::race::OnceBox;
+use std::sync::atomic::{AtomicUsize, Ordering::{AcqRel, Acquire, Relaxed, Release}};
+
+const BUCKETS: usize = 256;
+static BUCKET: [OnceBox<Node>; BUCKETS] = [const { OnceBox::new() }; BUCKETS];
+
+/// Address of a node in which an SSL_CTX is being taken over.
+const RESERVED: usize = 1;
+
+struct Node {
+    /// 0 when free.
+    address: AtomicUsize,
+    context: Context,
+    next: OnceBox<Node>,
+}
+
+fn nodes(bucket: &'static OnceBox<Node>) -> impl Iterator<Item = &'static Node> {
+    std::iter::successors(bucket.get(), |node| node.next.get())
+}
+
+/// Neighbours on the heap go to different buckets.
+fn bucket(address: usize) -> &'static OnceBox<Node> {
+    &BUCKET[(address >> 4).wrapping_mul(0x9e37_79b9_7f4a_7c15_u64 as usize) >> (usize::BITS - 8)]
+}
+
+/// The context of an SSL_CTX; `None` for one that is not ours, NULL included.
+pub fn find(ctx: *mut SSL_CTX) -> Option<&'static Context> {
+    let address = ctx as usize;
+    if address <= RESERVED {
+        return None;
+    }
+    nodes(bucket(address)).find(|node| node.address.load(Acquire) == address).map(|node| &node.context)
+}
+
+/// All contexts in use.
+pub fn all() -> impl Iterator<Item = &'static Context> {
+    BUCKET.iter().flat_map(nodes).filter(|node| node.address.load(Acquire) > RESERVED).map(|node| &node.context)
+}
+
+/// A context for `ctx`, prepared by `prepare` before anybody finds it; `None` if that fails.
+pub fn enter(ctx: *mut SSL_CTX, prepare: impl FnOnce(&'static Context) -> bool) -> Option<&'static Context> {
+    let mut place = bucket(ctx as usize);
+    let node = loop {
+        let node = place.get_or_init(|| Box::new(Node { address: AtomicUsize::new(0), context: Context::new(), next: OnceBox::new() }));
+        if node.address.compare_exchange(0, RESERVED, AcqRel, Relaxed).is_ok() {
+            break node;
+        }
+        place = &node.next;
+    };
+    let ready = prepare(&node.context);
+    node.address.store(if ready { ctx as usize } else { 0 }, Release);
+    ready.then_some(&node.context)
+}
+
+/// Forgets `ctx`. Its context must not be used for it any more.
+pub fn leave(ctx: *mut SSL_CTX) {
+    let address = ctx as usize;
+    if let Some(node) = nodes(bucket(address)).find(|node| node.address.load(Relaxed) == address) {
+        node.address.store(0, Release);
+    }
+}

@@ -1,0 +1,50 @@
+//! The three functions that libssl calls on a context that was taken over: a session was negotiated, is wanted, or is
+//! condemned.
+
+use crate::abi::border;
+use crate::context::{registry, Context};
+use crate::libssl::types::{SSL, SSL_CTX, SSL_SESSION};
+use crate::libssl::{context, Connection, Hooks, Session};
+use libc::{c_int, c_uchar};
+use std::ptr::null_mut;
+
+pub const HOOKS: Hooks = Hooks { new: Some(new), remove: Some(remove), get: Some(get) };
+
+/// A session was negotiated, and one reference to it comes along: 1 when the program keeps it.
+unsafe extern "C" fn new(ssl: *mut SSL, session: *mut SSL_SESSION) -> c_int {
+    border(0, || {
+        // SAFETY: libssl passes a live connection and a live session, whose reference it frees if we return 0.
+        let (connection, session) = unsafe { (Connection::borrow(ssl)?, Session::borrow(session)?) };
+        Some(Context::of(&connection)?.negotiated(&connection, &session).into())
+    })
+}
+
+/// A client proposed an id. What is returned carries one reference for libssl (`*copy` is 0).
+unsafe extern "C" fn get(ssl: *mut SSL, id: *const c_uchar, length: c_int, copy: *mut c_int) -> *mut SSL_SESSION {
+    border(null_mut(), || {
+        // SAFETY: libssl passes a live connection, an id of `length` bytes and a place for `copy`.
+        let (connection, id) = unsafe {
+            *copy = 0;
+            (Connection::borrow(ssl)?, std::slice::from_raw_parts(id, usize::try_from(length).ok()?))
+        };
+        Some(Context::of(&connection)?.lookup(&connection, id)?.into_ptr())
+    })
+}
+
+/// Libssl has marked a session not resumable, or frees the context: then it gives up the sentinel first.
+unsafe extern "C" fn remove(ctx: *mut SSL_CTX, session: *mut SSL_SESSION) {
+    if context::is_inside(ctx) {
+        return;
+    }
+    border((), || {
+        let context = registry::find(ctx)?;
+        // SAFETY: libssl passes a live session.
+        let session = unsafe { Session::borrow(session)? };
+        if context.is_sentinel(&session) {
+            context.end();
+        } else {
+            context.removed(&session);
+        }
+        Some(())
+    });
+}

@@ -1,0 +1,23 @@
+//! **Reprise** takes over OpenSSL's session cache: it exports the session-cache API of libssl, answers it with a cache
+//! of its own, and leaves TLS to the real libssl.
+//!
+//! | room | what is done there |
+//! |---|---|
+//! | `abi` | the exported C functions, a file for each manual page |
+//! | `hooks` | the three functions that libssl calls |
+//! | `context` | one SSL_CTX: what the manual says happens here |
+//! | [`cache`] | the internal cache, generic over its sessions |
+//! | `libssl` | the library below: its functions and objects as Rust |
+//! | [`config`] | the environment |
+//! | [`totals`] | the counts of a whole program, for who watches from outside |
+//! | `log` | one line on stderr, when it must be |
+#![deny(unsafe_op_in_unsafe_fn)]
+
+mod abi;
+pub mod cache;
+pub mod config;
+mod context;
+mod hooks;
+mod libssl;
+mod log;
+pub mod totals;

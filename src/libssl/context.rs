@@ -1,0 +1,280 @@
+//! The real SSL_CTX below: how it is made, told to leave caching to us, and asked for what only it can do.
+//!
+//! Where libssl's own calls go through the PLT (Debian's), they arrive at our exports, some with the context's lock
+//! held. [`Inside`] says on which context this thread is inside the real library, so that the exports pass
+//! those calls straight through.
+
+use super::types::*;
+use super::{table, Session};
+use crate::cache::{Key, Session as _};
+use libc::{c_char, c_int, c_long, c_void};
+use std::cell::Cell;
+use std::ptr::{null_mut, NonNull};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering::Relaxed};
+
+/// A live SSL_CTX.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Ctx(NonNull<SSL_CTX>);
+
+// SAFETY: an SSL_CTX is shared between threads by design.
+unsafe impl Send for Ctx {}
+// SAFETY: as above.
+unsafe impl Sync for Ctx {}
+
+/// The three functions that libssl calls for a context that was taken over.
+#[derive(Clone, Copy)]
+pub struct Hooks {
+    pub new: NewCallback,
+    pub remove: RemoveCallback,
+    pub get: GetCallback,
+}
+
+thread_local! {
+    static INSIDE: Cell<*mut SSL_CTX> = const { Cell::new(null_mut()) };
+    static CREATING: Cell<bool> = const { Cell::new(false) };
+    /// The session that `claim` handed to libssl on this thread and that libssl will ask to remove next.
+    static CLAIMED: Cell<(*mut SSL_CTX, *mut SSL_SESSION)> = const { Cell::new((null_mut(), null_mut())) };
+}
+
+struct Inside(*mut SSL_CTX);
+
+impl Inside {
+    fn enter(ctx: Ctx) -> Inside {
+        Inside(INSIDE.replace(ctx.as_ptr()))
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        INSIDE.set(self.0);
+    }
+}
+
+/// Whether this thread is in a call of ours down to the real library with this context.
+pub fn is_inside(ctx: *mut SSL_CTX) -> bool {
+    INSIDE.get() == ctx
+}
+
+/// Whether this thread is making an SSL_CTX: Debian's SSL_CTX_new calls SSL_CTX_new_ex through the PLT.
+pub fn is_creating() -> bool {
+    CREATING.get()
+}
+
+/// How a program asks for an SSL_CTX. The pointers are only passed on.
+#[derive(Clone, Copy)]
+pub enum Make {
+    /// SSL_CTX_new
+    Plain(*const SSL_METHOD),
+    /// SSL_CTX_new_ex
+    In(*mut OSSL_LIB_CTX, *const c_char, *const SSL_METHOD),
+}
+
+/// A new SSL_CTX, not taken over. NULL if libssl fails, or has no SSL_CTX_new_ex.
+pub fn create(make: Make) -> *mut SSL_CTX {
+    let outer = CREATING.replace(true);
+    // SAFETY: the arguments are as the caller of our export passed them, or libssl's own.
+    let ctx = unsafe {
+        match (make, table().SSL_CTX_new_ex) {
+            (Make::Plain(method), _) => (table().SSL_CTX_new)(method),
+            (Make::In(libctx, propq, method), Some(new_ex)) => new_ex(libctx, propq, method),
+            (Make::In(..), None) => null_mut(),
+        }
+    };
+    CREATING.set(outer);
+    ctx
+}
+
+/// The SSL_CTX of a context that may serve several, one after another.
+pub struct CtxCell(AtomicPtr<SSL_CTX>);
+
+impl CtxCell {
+    pub const fn empty() -> CtxCell {
+        CtxCell(AtomicPtr::new(null_mut()))
+    }
+
+    pub fn set(&self, ctx: Ctx) {
+        self.0.store(ctx.as_ptr(), Relaxed);
+    }
+
+    pub fn get(&self) -> Option<Ctx> {
+        NonNull::new(self.0.load(Relaxed)).map(Ctx)
+    }
+}
+
+impl Ctx {
+    /// # Safety
+    /// `ctx` is an SSL_CTX that stays alive while the result is used.
+    pub unsafe fn new(ctx: *mut SSL_CTX) -> Option<Ctx> {
+        NonNull::new(ctx).map(Ctx)
+    }
+
+    pub fn as_ptr(self) -> *mut SSL_CTX {
+        self.0.as_ptr()
+    }
+
+    fn control(self, command: u32, number: c_long) -> c_long {
+        let _inside = Inside::enter(self);
+        // SAFETY: the context is alive; these commands take a number only.
+        unsafe { (table().SSL_CTX_ctrl)(self.as_ptr(), command as c_int, number, null_mut()) }
+    }
+
+    /// Switches the context's own cache off, installs our hooks, and puts the sentinel into it: the one session that
+    /// libssl keeps, never expires, and is handed to the remove hook when the context ends, before anything that a
+    /// callback of the program may need is gone. Returns the sentinel's address; `None` if there is no memory for it.
+    pub fn take_over(self, hooks: Hooks) -> Option<usize> {
+        const CENTURY: i64 = 100 * 365 * 24 * 3600; // in nanoseconds it still fits 64 bits, as 4.0 counts them
+        let sentinel = Session::placeholder(&Key::new(0, b"reprise: end of the SSL_CTX")?)?;
+        sentinel.set_timeout(CENTURY);
+        let _inside = Inside::enter(self);
+        // SAFETY: the context is alive, the hooks live as long as the process, and adding takes a reference of its own.
+        unsafe {
+            (table().SSL_CTX_ctrl)(self.as_ptr(), SSL_CTRL_SET_SESS_CACHE_SIZE as c_int, 0, null_mut());
+            if (table().SSL_CTX_add_session)(self.as_ptr(), sentinel.as_ptr()) != 1 {
+                return None;
+            }
+            (table().SSL_CTX_sess_set_new_cb)(self.as_ptr(), hooks.new);
+            (table().SSL_CTX_sess_set_remove_cb)(self.as_ptr(), hooks.remove);
+            (table().SSL_CTX_sess_set_get_cb)(self.as_ptr(), hooks.get);
+        }
+        Some(sentinel.as_ptr() as usize)
+    }
+
+    /// Tells libssl for which sides to call the hooks; it never looks into or stores in a cache of its own.
+    pub fn set_mode(self, mode: u32) {
+        let own = SSL_SESS_CACHE_NO_INTERNAL | SSL_SESS_CACHE_NO_AUTO_CLEAR;
+        self.control(SSL_CTRL_SET_SESS_CACHE_MODE, c_long::from(mode & SSL_SESS_CACHE_BOTH | own));
+    }
+
+    /// A counter that libssl keeps itself: SSL_CTRL_SESS_CONNECT and its like.
+    pub fn counter(self, command: u32) -> c_long {
+        self.control(command, 0)
+    }
+
+    pub fn options(self) -> u64 {
+        // SAFETY: the context is alive.
+        unsafe { (table().SSL_CTX_get_options)(self.as_ptr()) }
+    }
+
+    /// Lets libssl accept early data with `session` once: it does when removing the session from its own cache
+    /// succeeds, so something with that session's key is put there. It asks next, on this thread.
+    pub fn claim(self, session: &Session) {
+        let Some(token) = Session::placeholder(&session.key()) else { return };
+        let _inside = Inside::enter(self);
+        // SAFETY: both are alive, and adding takes a reference of its own.
+        unsafe { (table().SSL_CTX_add_session)(self.as_ptr(), token.as_ptr()) };
+        CLAIMED.set((self.as_ptr(), session.as_ptr()));
+    }
+
+    /// Whether libssl asks for the removal that `claim` waits for.
+    pub fn is_claimed(self, session: &Session) -> bool {
+        CLAIMED.get() == (self.as_ptr(), session.as_ptr())
+    }
+
+    /// The same, and uses the claim up.
+    pub fn redeem(self, session: &Session) -> bool {
+        let claimed = self.is_claimed(session);
+        if claimed {
+            CLAIMED.set((null_mut(), null_mut()));
+        }
+        claimed
+    }
+
+    /// Removes what `claim` put into libssl's own cache, which marks `session`.
+    pub fn remove_own(self, session: &Session) {
+        let _inside = Inside::enter(self);
+        // SAFETY: both are alive.
+        unsafe { (table().SSL_CTX_remove_session)(self.as_ptr(), session.as_ptr()) };
+    }
+
+    /// Whether the last reference to the context is gone and this thread is in SSL_CTX_free, which flushes every
+    /// session through the PLT where libssl is not built -Bsymbolic.
+    pub fn is_ending(self) -> bool {
+        // SAFETY: the memory is there, as SSL_CTX_free uses it after this. A context without a reference is not one
+        // that anybody else counts on; in a live one the new reference is given back.
+        unsafe {
+            if (table().SSL_CTX_up_ref)(self.as_ptr()) != 1 {
+                return true;
+            }
+            (table().SSL_CTX_free)(self.as_ptr());
+        }
+        false
+    }
+
+    /// The end of a context that was taken over: libssl lets go of the sentinel.
+    pub fn flush_own(self) {
+        let _inside = Inside::enter(self);
+        // SAFETY: the context is there until SSL_CTX_free, which called us, goes on.
+        unsafe { (table().SSL_CTX_flush_sessions)(self.as_ptr(), 0) };
+    }
+}
+
+/// The index of the SSL ex_data in which [`switch`] keeps the context that an SSL was made with.
+fn switched_index() -> c_int {
+    use once_cell::race::OnceNonZeroUsize;
+    static INDEX: OnceNonZeroUsize = OnceNonZeroUsize::new();
+    const SSL_CLASS: c_int = 0; // CRYPTO_EX_INDEX_SSL
+    let index = INDEX.get_or_init(|| {
+        // SAFETY: no argument is kept but `forget_in_copy`, which lives as long as the process.
+        let index = unsafe {
+            (table().CRYPTO_get_ex_new_index)(SSL_CLASS, 0, null_mut(), null_mut(), Some(forget_in_copy), null_mut())
+        };
+        std::num::NonZeroUsize::new(usize::try_from(index).map_or(usize::MAX, |index| index + 1))
+            .unwrap_or(std::num::NonZeroUsize::MAX)
+    });
+    c_int::try_from(index.get() - 1).unwrap_or(-1)
+}
+
+/// SSL_dup makes the copy with the context that is current: what was noted of the original is not true of it.
+unsafe extern "C" fn forget_in_copy(
+    _to: *mut CRYPTO_EX_DATA,
+    _from: *const CRYPTO_EX_DATA,
+    from_data: *mut *mut c_void,
+    _index: c_int,
+    _argl: c_long,
+    _argp: *mut c_void,
+) -> c_int {
+    if !from_data.is_null() {
+        // SAFETY: libssl passes the address of the copied value.
+        unsafe { *from_data = null_mut() };
+    }
+    1
+}
+
+/// Until a first SSL_set_SSL_CTX, no connection need be asked.
+static EVER_SWITCHED: AtomicBool = AtomicBool::new(false);
+
+/// SSL_set_SSL_CTX, noting the context that `ssl` was made with: libssl goes on caching there.
+///
+/// # Safety
+/// As SSL_set_SSL_CTX: `ssl` is alive, `ctx` is alive or NULL.
+pub unsafe fn switch(ssl: *mut SSL, ctx: *mut SSL_CTX) -> *mut SSL_CTX {
+    // SAFETY: by the caller's promise. The value noted is an address that is compared, never followed by us.
+    unsafe {
+        let index = switched_index();
+        let current = (table().SSL_get_SSL_CTX)(ssl);
+        if index >= 0 && current != ctx && (table().SSL_get_ex_data)(ssl, index).is_null() {
+            EVER_SWITCHED.store(true, Relaxed);
+            (table().SSL_set_ex_data)(ssl, index, current.cast());
+        }
+        (table().SSL_set_SSL_CTX)(ssl, ctx)
+    }
+}
+
+/// The contexts in which libssl may cache for `ssl`, the likelier first: the one it was made with, if a switch was
+/// noted, and the current one.
+///
+/// # Safety
+/// `ssl` is alive.
+pub unsafe fn of_connection(ssl: *const SSL) -> (*mut SSL_CTX, *mut SSL_CTX) {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        let current = (table().SSL_get_SSL_CTX)(ssl);
+        if !EVER_SWITCHED.load(Relaxed) {
+            return (current, null_mut());
+        }
+        match (table().SSL_get_ex_data)(ssl, switched_index()) {
+            made_with if made_with.is_null() => (current, null_mut()),
+            made_with => (made_with.cast(), current),
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Errors of Reprise's own functions on OpenSSL's error queue, under the library name "reprise".
+
+use super::{table, types::ERR_STRING_DATA};
+use libc::{c_int, c_ulong};
+use once_cell::race::OnceNonZeroUsize;
+use std::num::NonZeroUsize;
+use std::ptr::null_mut;
+
+/// What can be wrong, in words a person can act on.
+#[derive(Clone, Copy)]
+pub enum Error {
+    NullArgument = 100,
+    NotTakenOver,
+    UnknownSemantics,
+    WrongSize,
+}
+
+const REASONS: [(Error, &std::ffi::CStr); 4] = [
+    (Error::NullArgument, c"an argument is NULL"),
+    (Error::NotTakenOver, c"this SSL_CTX is not served by Reprise: it was made before libreprise was loaded, or by a libssl it does not serve"),
+    (Error::UnknownSemantics, c"unknown semantics: pass REPRISE_SEMANTICS_DOCUMENTED or REPRISE_SEMANTICS_STOCK"),
+    (Error::WrongSize, c"the size is not that of a reprise_stats of any version: pass sizeof(reprise_stats)"),
+];
+
+/// Puts `error` on this thread's error queue.
+pub fn raise(error: Error) {
+    let library = library();
+    let table = table();
+    // SAFETY: the strings are static; without a format ERR_vset_error reads no arguments.
+    unsafe {
+        if let (Some(new), Some(debug), Some(set)) = (table.ERR_new, table.ERR_set_debug, table.ERR_vset_error) {
+            new();
+            debug(c"reprise".as_ptr(), 0, c"".as_ptr());
+            set(library, error as c_int, std::ptr::null(), null_mut());
+        } else if let Some(put) = table.ERR_put_error {
+            put(library, 0, error as c_int, c"reprise".as_ptr(), 0);
+        }
+    }
+}
+
+/// The number of our library, its name and reasons registered.
+fn library() -> c_int {
+    static LIBRARY: OnceNonZeroUsize = OnceNonZeroUsize::new();
+    let library = LIBRARY.get_or_init(|| {
+        // SAFETY: ERR_load_strings keeps the array, which is never freed, and writes the library's number into it.
+        unsafe {
+            let library = (table().ERR_get_next_error_library)();
+            let entry = |error, string: *const libc::c_char| ERR_STRING_DATA { error, string };
+            let mut strings = vec![entry(0, c"reprise".as_ptr())];
+            strings.extend(REASONS.iter().map(|(error, text)| entry(*error as c_ulong, text.as_ptr())));
+            // OpenSSL recognizes the entry of the library's name by its packed number alone, and the end by zeros.
+            strings[0].error = pack(library);
+            strings.push(entry(0, std::ptr::null()));
+            (table().ERR_load_strings)(library, strings.leak().as_mut_ptr());
+            NonZeroUsize::new(library as usize).unwrap_or(NonZeroUsize::MIN)
+        }
+    });
+    library.get() as c_int
+}
+
+/// ERR_PACK(library, 0, 0), which 3.0 changed. ERR_load_strings only adds the same bits again.
+fn pack(library: c_int) -> c_ulong {
+    let shift = if table().ERR_new.is_some() { 23 } else { 24 };
+    (library as c_ulong & 0xff) << shift
+}

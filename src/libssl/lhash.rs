@@ -1,0 +1,56 @@
+//! An LHASH_OF(SSL_SESSION), as SSL_CTX_sessions(3) promises one, with the sessions of a cache as they are now.
+
+use super::types::SSL_SESSION;
+use super::{table, Session};
+use crate::cache::Session as _;
+use libc::{c_int, c_ulong, c_void};
+use std::ptr::NonNull;
+
+/// The table and a reference to every session in it.
+pub struct SessionTable {
+    lhash: NonNull<c_void>,
+    _sessions: Vec<Session>,
+}
+
+// SAFETY: an LHASH may move between threads; concurrent use is the program's to prevent, as with libssl's own.
+unsafe impl Send for SessionTable {}
+
+impl SessionTable {
+    /// `None` where there is no memory for it.
+    pub fn new(sessions: Vec<Session>) -> Option<SessionTable> {
+        // SAFETY: the callbacks are for SSL_SESSION pointers, and only such are inserted.
+        let lhash = NonNull::new(unsafe { (table().OPENSSL_LH_new)(Some(hash), Some(compare)) })?;
+        for session in &sessions {
+            // SAFETY: the session lives as long as the table, which holds a reference.
+            unsafe { (table().OPENSSL_LH_insert)(lhash.as_ptr(), session.as_ptr().cast()) };
+        }
+        Some(SessionTable { lhash, _sessions: sessions })
+    }
+
+    pub fn as_ptr(&self) -> *mut c_void {
+        self.lhash.as_ptr()
+    }
+}
+
+impl Drop for SessionTable {
+    fn drop(&mut self) {
+        // SAFETY: the table is ours; freeing it frees none of its members.
+        unsafe { (table().OPENSSL_LH_free)(self.lhash.as_ptr()) };
+    }
+}
+
+/// The hash libssl itself uses, so that a program that brings an SSL_SESSION to look for finds it: the first four
+/// bytes of the id.
+unsafe extern "C" fn hash(session: *const c_void) -> c_ulong {
+    // SAFETY: members and what is looked for are live sessions.
+    match unsafe { Session::borrow(session.cast_mut().cast::<SSL_SESSION>()) } {
+        Some(session) => session.id().iter().take(4).rev().fold(0, |hash, &byte| hash << 8 | c_ulong::from(byte)),
+        None => 0,
+    }
+}
+
+unsafe extern "C" fn compare(one: *const c_void, other: *const c_void) -> c_int {
+    // SAFETY: as above.
+    let keys = [one, other].map(|session| unsafe { Session::borrow(session.cast_mut().cast::<SSL_SESSION>()) }.map(|session| session.key()));
+    c_int::from(keys[0] != keys[1])
+}

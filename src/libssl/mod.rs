@@ -1,0 +1,20 @@
+//! The library below: its functions, found at run time, and its objects as Rust. Only this module calls it.
+
+mod callbacks;
+mod connection;
+pub mod context;
+pub mod error;
+pub mod generator;
+mod lhash;
+mod marker;
+mod session;
+mod table;
+pub mod types;
+
+pub use callbacks::Slot;
+pub use connection::Connection;
+pub use context::{Ctx, CtxCell, Hooks};
+pub use lhash::SessionTable;
+pub use marker::{forget as forget_markers, prepare as prepare_marker};
+pub use session::Session;
+pub use table::table;

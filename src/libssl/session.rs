@@ -1,0 +1,153 @@
+//! An SSL_SESSION as Rust: who holds a [`Session`] owns one reference, who holds a `&Session` borrows one.
+
+use super::{marker, table, types::SSL_SESSION};
+use crate::cache::{self, Key, Seconds};
+use std::mem::ManuallyDrop;
+use std::ops::Deref;
+use std::ptr::{null_mut, NonNull};
+
+/// One counted reference to a session.
+#[repr(transparent)]
+pub struct Session(NonNull<SSL_SESSION>);
+
+// SAFETY: libssl counts references atomically and hands sessions from thread to thread itself; what is read here
+// (id, version, times, marks) libssl reads without a lock as well.
+unsafe impl Send for Session {}
+// SAFETY: as above.
+unsafe impl Sync for Session {}
+
+/// A session that somebody else keeps alive meanwhile.
+pub struct Borrowed(ManuallyDrop<Session>);
+
+impl Deref for Borrowed {
+    type Target = Session;
+    fn deref(&self) -> &Session {
+        &self.0
+    }
+}
+
+impl Session {
+    /// Takes over one reference from the caller; `None` for NULL.
+    ///
+    /// # Safety
+    /// `session` is NULL or a session of which the caller owns a reference and gives it away.
+    pub unsafe fn from_owned(session: *mut SSL_SESSION) -> Option<Session> {
+        NonNull::new(session).map(Session)
+    }
+
+    /// Borrows for as long as the caller's reference lasts; `None` for NULL.
+    ///
+    /// # Safety
+    /// `session` is NULL or a session that stays alive as long as the result.
+    pub unsafe fn borrow(session: *mut SSL_SESSION) -> Option<Borrowed> {
+        NonNull::new(session).map(|session| Borrowed(ManuallyDrop::new(Session(session))))
+    }
+
+    /// A new, empty session that can be found under `key`.
+    pub fn placeholder(key: &Key) -> Option<Session> {
+        // SAFETY: the session is new and ours alone, the id outlives the call.
+        unsafe {
+            let session = Session::from_owned((table().SSL_SESSION_new)())?;
+            let id = key.id();
+            let named = (table().SSL_SESSION_set1_id)(session.as_ptr(), id.as_ptr(), id.len() as u32) == 1;
+            let versioned = (table().SSL_SESSION_set_protocol_version)(session.as_ptr(), key.version()) == 1;
+            (named && versioned).then_some(session)
+        }
+    }
+
+    /// Gives the reference away as a raw pointer.
+    pub fn into_ptr(self) -> *mut SSL_SESSION {
+        ManuallyDrop::new(self).as_ptr()
+    }
+
+    /// The object, for a call that does not keep it.
+    pub fn as_ptr(&self) -> *mut SSL_SESSION {
+        self.0.as_ptr()
+    }
+
+    pub fn id(&self) -> &[u8] {
+        let mut length = 0;
+        // SAFETY: the session is alive; libssl's id has `length` bytes (at most 32) in the object itself.
+        unsafe {
+            let id = (table().SSL_SESSION_get_id)(self.as_ptr(), &mut length);
+            match NonNull::new(id.cast_mut()) {
+                Some(id) => std::slice::from_raw_parts(id.as_ptr(), length as usize),
+                None => &[],
+            }
+        }
+    }
+
+    pub fn version(&self) -> i32 {
+        // SAFETY: the session is alive.
+        unsafe { (table().SSL_SESSION_get_protocol_version)(self.as_ptr()) }
+    }
+
+    /// SSL_SESSION_is_resumable(3): it has an id or a ticket and has not been marked.
+    pub fn is_resumable(&self) -> bool {
+        // SAFETY: the session is alive.
+        unsafe { (table().SSL_SESSION_is_resumable)(self.as_ptr()) == 1 }
+    }
+
+    /// Whether it has what a resumption cannot do without: a cipher and a secret (PITFALLS: stock crashes).
+    pub fn is_complete(&self) -> bool {
+        // SAFETY: the session is alive; with size 0 the length of the secret is returned and nothing is written.
+        unsafe {
+            !(table().SSL_SESSION_get0_cipher)(self.as_ptr()).is_null()
+                && (table().SSL_SESSION_get_master_key)(self.as_ptr(), null_mut(), 0) > 0
+        }
+    }
+
+    pub fn allows_early_data(&self) -> bool {
+        // SAFETY: the session is alive.
+        unsafe { (table().SSL_SESSION_get_max_early_data)(self.as_ptr()) > 0 }
+    }
+
+    /// Sets the time its timeout counts from.
+    pub fn set_time(&self, now: Seconds) {
+        // SAFETY: the session is alive. Libssl itself writes the time of a shared session without a lock.
+        unsafe { (table().SSL_SESSION_set_time)(self.as_ptr(), now as libc::c_long) };
+    }
+
+    pub fn set_timeout(&self, seconds: Seconds) {
+        // SAFETY: as above.
+        unsafe { (table().SSL_SESSION_set_timeout)(self.as_ptr(), seconds as libc::c_long) };
+    }
+
+    /// Marks it not resumable, for good and for everyone who holds it.
+    pub fn mark(&self) {
+        marker::mark(self);
+    }
+}
+
+impl Clone for Session {
+    fn clone(&self) -> Session {
+        // SAFETY: the session is alive, and the new reference is what the result owns.
+        unsafe { (table().SSL_SESSION_up_ref)(self.as_ptr()) };
+        Session(self.0)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // SAFETY: one reference is ours, and it is given up once.
+        unsafe { (table().SSL_SESSION_free)(self.as_ptr()) };
+    }
+}
+
+impl cache::Session for Session {
+    fn key(&self) -> Key {
+        Key::new(self.version(), self.id()).unwrap_or_default()
+    }
+
+    fn expiry(&self) -> Seconds {
+        // SAFETY: the session is alive.
+        let (time, timeout) = unsafe {
+            ((table().SSL_SESSION_get_time)(self.as_ptr()), (table().SSL_SESSION_get_timeout)(self.as_ptr()))
+        };
+        Seconds::from(time).saturating_add(Seconds::from(timeout).max(0))
+    }
+
+    fn same(&self, other: &Session) -> bool {
+        self.0 == other.0
+    }
+}
