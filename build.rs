@@ -1,5 +1,5 @@
 //! Three things at build time: the types of `<openssl/ssl.h>` for Rust (bindgen), the soname of the library, and,
-//! when asked by `REPRISE_HEADER=1` (`make header`), `include/reprise.h` for C (cbindgen).
+//! when `REPRISE_HEADER` names a file (`make header`), the header for C (cbindgen).
 
 use std::{env, path::PathBuf};
 
@@ -28,8 +28,8 @@ fn main() {
         .write_to_file(out.join("openssl.rs"))
         .expect("OUT_DIR is writable");
 
-    if env::var_os("REPRISE_HEADER").is_some() {
+    if let Some(header) = env::var_os("REPRISE_HEADER") {
         let root = env::var("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR");
-        cbindgen::generate(&root).expect("cbindgen reads src/").write_to_file("include/reprise.h");
+        cbindgen::generate(&root).expect("cbindgen reads src/").write_to_file(header);
     }
 }

@@ -35,13 +35,16 @@ pub struct Config {
 
 impl Config {
     fn from(variable: impl Fn(&str) -> Option<OsString>) -> Config {
-        let text = |name| variable(name).filter(|value| !value.is_empty()).map(|value| value.to_string_lossy().into_owned());
+        let text =
+            |name| variable(name).filter(|value| !value.is_empty()).map(|value| value.to_string_lossy().into_owned());
         let mut complaint = None;
         let semantics = match text("REPRISE_SEMANTICS").as_deref() {
             None | Some("documented") => Semantics::Documented,
             Some("stock") => Semantics::Stock,
             Some(other) => {
-                complaint = Some(format!("REPRISE_SEMANTICS={other:?} is unknown (use documented or stock): documented is used"));
+                complaint = Some(format!(
+                    "REPRISE_SEMANTICS={other:?} is unknown (use documented or stock): documented is used"
+                ));
                 Semantics::Documented
             }
         };
@@ -49,7 +52,8 @@ impl Config {
             None | Some("error") => true,
             Some("off") => false,
             Some(other) => {
-                complaint = complaint.or(Some(format!("REPRISE_LOG={other:?} is unknown (use error or off): error is used")));
+                complaint =
+                    complaint.or(Some(format!("REPRISE_LOG={other:?} is unknown (use error or off): error is used")));
                 true
             }
         };
@@ -81,13 +85,19 @@ mod tests {
     #[test]
     fn what_is_set_counts() {
         let config = config(&[("REPRISE_SEMANTICS", "stock"), ("REPRISE_LOG", "off"), ("REPRISE_STATS", "/tmp/x")]);
-        assert_eq!(config, Config { semantics: Semantics::Stock, logs: false, stats: Some("/tmp/x".into()), complaint: None });
+        assert_eq!(
+            config,
+            Config { semantics: Semantics::Stock, logs: false, stats: Some("/tmp/x".into()), complaint: None }
+        );
     }
 
     #[test]
     fn an_unknown_value_is_named_and_the_default_used() {
         let config = config(&[("REPRISE_SEMANTICS", "Stock")]);
         assert_eq!(config.semantics, Semantics::Documented);
-        assert_eq!(config.complaint.unwrap(), r#"REPRISE_SEMANTICS="Stock" is unknown (use documented or stock): documented is used"#);
+        assert_eq!(
+            config.complaint.unwrap(),
+            r#"REPRISE_SEMANTICS="Stock" is unknown (use documented or stock): documented is used"#
+        );
     }
 }

@@ -30,8 +30,14 @@ static TOTALS: OnceBox<&'static Totals> = OnceBox::new();
 /// Opens and maps the file that the environment names, if it names one.
 pub fn open() {
     let Some(path) = &config::get().stats else { return };
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false)
-        .mode(0o600).custom_flags(libc::O_NOFOLLOW).open(path);
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path);
     match file.and_then(|file| map(&file)) {
         Ok(totals) => {
             totals.version.store(VERSION, Relaxed);

@@ -109,7 +109,8 @@ pub unsafe extern "C" fn SSL_CTX_sess_get_remove_cb(
 #[no_mangle]
 pub unsafe extern "C" fn SSL_CTX_sess_get_get_cb(
     ctx: *mut SSL_CTX,
-) -> Option<unsafe extern "C" fn(ssl: *mut SSL, data: *const c_uchar, len: c_int, copy: *mut c_int) -> *mut SSL_SESSION> {
+) -> Option<unsafe extern "C" fn(ssl: *mut SSL, data: *const c_uchar, len: c_int, copy: *mut c_int) -> *mut SSL_SESSION>
+{
     border(None, || match ours(ctx) {
         Some(context) => Some(context.get_callback.get()),
         None if ctx.is_null() => None,

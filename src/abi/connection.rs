@@ -69,7 +69,9 @@ pub unsafe extern "C" fn SSL_has_matching_session_id(ssl: *const SSL, id: *const
         }
         match Context::of(&connection) {
             // SAFETY: by the caller's promise.
-            Some(context) => Some(context.has(connection.version(), unsafe { std::slice::from_raw_parts(id, id_len as usize) }).into()),
+            Some(context) => Some(
+                context.has(connection.version(), unsafe { std::slice::from_raw_parts(id, id_len as usize) }).into(),
+            ),
             // SAFETY: by the caller's promise.
             None => Some(unsafe { (table().SSL_has_matching_session_id)(ssl, id, id_len) }),
         }

@@ -3,8 +3,8 @@
 use super::{border, ours};
 use crate::context::Context;
 use crate::hooks::HOOKS;
-use crate::libssl::types::*;
 use crate::libssl::context::{self, Make};
+use crate::libssl::types::*;
 use crate::libssl::{prepare_marker, table, Ctx};
 use libc::c_char;
 use std::ptr::null_mut;

@@ -91,43 +91,124 @@ pub unsafe extern "C" fn SSL_CTX_sess_get_cache_size(ctx: *mut SSL_CTX) -> c_lon
     unsafe { call(ctx, SSL_CTRL_GET_SESS_CACHE_SIZE, 0) }
 }
 
-macro_rules! counters {
-    ($($(#[doc = $text:literal])* $name:ident = $command:ident;)*) => {$(
-        $(#[doc = $text])*
-        ///
-        /// # Safety
-        /// `ctx` is NULL or a live SSL_CTX.
-        #[no_mangle]
-        pub unsafe extern "C" fn $name(ctx: *mut SSL_CTX) -> c_long {
-            // SAFETY: by the caller's promise.
-            unsafe { call(ctx, $command, 0) }
-        }
-    )*};
+// The counters of SSL_CTX_sess_number(3), as functions that cbindgen can see.
+
+/// Sessions in the internal cache now (STAT1). NULL: 0, here and below.
+///
+/// # Safety
+/// `ctx` is NULL or a live SSL_CTX.
+#[no_mangle]
+pub unsafe extern "C" fn SSL_CTX_sess_number(ctx: *mut SSL_CTX) -> c_long {
+    // SAFETY: by the caller's promise.
+    unsafe { call(ctx, SSL_CTRL_SESS_NUMBER, 0) }
 }
 
-counters! {
-    /// Sessions in the internal cache now (STAT1). NULL: 0, here and below.
-    SSL_CTX_sess_number = SSL_CTRL_SESS_NUMBER;
-    /// Handshakes begun as a client (STAT1).
-    SSL_CTX_sess_connect = SSL_CTRL_SESS_CONNECT;
-    /// Handshakes finished as a client (STAT1).
-    SSL_CTX_sess_connect_good = SSL_CTRL_SESS_CONNECT_GOOD;
-    /// Renegotiations begun as a client (STAT1).
-    SSL_CTX_sess_connect_renegotiate = SSL_CTRL_SESS_CONNECT_RENEGOTIATE;
-    /// Handshakes begun as a server (STAT1).
-    SSL_CTX_sess_accept = SSL_CTRL_SESS_ACCEPT;
-    /// Handshakes finished as a server (STAT1).
-    SSL_CTX_sess_accept_good = SSL_CTRL_SESS_ACCEPT_GOOD;
-    /// Renegotiations begun as a server (STAT1).
-    SSL_CTX_sess_accept_renegotiate = SSL_CTRL_SESS_ACCEPT_RENEGOTIATE;
-    /// Sessions reused (STAT1).
-    SSL_CTX_sess_hits = SSL_CTRL_SESS_HIT;
-    /// Sessions that get_cb had (STAT1).
-    SSL_CTX_sess_cb_hits = SSL_CTRL_SESS_CB_HIT;
-    /// Sessions that were proposed by clients and not found in the internal cache (STAT1).
-    SSL_CTX_sess_misses = SSL_CTRL_SESS_MISSES;
-    /// Sessions that were proposed by clients and had expired (STAT1).
-    SSL_CTX_sess_timeouts = SSL_CTRL_SESS_TIMEOUTS;
-    /// Sessions that left because the cache was full (STAT1).
-    SSL_CTX_sess_cache_full = SSL_CTRL_SESS_CACHE_FULL;
+/// Handshakes begun as a client (STAT1).
+///
+/// # Safety
+/// `ctx` is NULL or a live SSL_CTX.
+#[no_mangle]
+pub unsafe extern "C" fn SSL_CTX_sess_connect(ctx: *mut SSL_CTX) -> c_long {
+    // SAFETY: by the caller's promise.
+    unsafe { call(ctx, SSL_CTRL_SESS_CONNECT, 0) }
+}
+
+/// Handshakes finished as a client (STAT1).
+///
+/// # Safety
+/// `ctx` is NULL or a live SSL_CTX.
+#[no_mangle]
+pub unsafe extern "C" fn SSL_CTX_sess_connect_good(ctx: *mut SSL_CTX) -> c_long {
+    // SAFETY: by the caller's promise.
+    unsafe { call(ctx, SSL_CTRL_SESS_CONNECT_GOOD, 0) }
+}
+
+/// Renegotiations begun as a client (STAT1).
+///
+/// # Safety
+/// `ctx` is NULL or a live SSL_CTX.
+#[no_mangle]
+pub unsafe extern "C" fn SSL_CTX_sess_connect_renegotiate(ctx: *mut SSL_CTX) -> c_long {
+    // SAFETY: by the caller's promise.
+    unsafe { call(ctx, SSL_CTRL_SESS_CONNECT_RENEGOTIATE, 0) }
+}
+
+/// Handshakes begun as a server (STAT1).
+///
+/// # Safety
+/// `ctx` is NULL or a live SSL_CTX.
+#[no_mangle]
+pub unsafe extern "C" fn SSL_CTX_sess_accept(ctx: *mut SSL_CTX) -> c_long {
+    // SAFETY: by the caller's promise.
+    unsafe { call(ctx, SSL_CTRL_SESS_ACCEPT, 0) }
+}
+
+/// Handshakes finished as a server (STAT1).
+///
+/// # Safety
+/// `ctx` is NULL or a live SSL_CTX.
+#[no_mangle]
+pub unsafe extern "C" fn SSL_CTX_sess_accept_good(ctx: *mut SSL_CTX) -> c_long {
+    // SAFETY: by the caller's promise.
+    unsafe { call(ctx, SSL_CTRL_SESS_ACCEPT_GOOD, 0) }
+}
+
+/// Renegotiations begun as a server (STAT1).
+///
+/// # Safety
+/// `ctx` is NULL or a live SSL_CTX.
+#[no_mangle]
+pub unsafe extern "C" fn SSL_CTX_sess_accept_renegotiate(ctx: *mut SSL_CTX) -> c_long {
+    // SAFETY: by the caller's promise.
+    unsafe { call(ctx, SSL_CTRL_SESS_ACCEPT_RENEGOTIATE, 0) }
+}
+
+/// Sessions reused (STAT1).
+///
+/// # Safety
+/// `ctx` is NULL or a live SSL_CTX.
+#[no_mangle]
+pub unsafe extern "C" fn SSL_CTX_sess_hits(ctx: *mut SSL_CTX) -> c_long {
+    // SAFETY: by the caller's promise.
+    unsafe { call(ctx, SSL_CTRL_SESS_HIT, 0) }
+}
+
+/// Sessions that get_cb had (STAT1).
+///
+/// # Safety
+/// `ctx` is NULL or a live SSL_CTX.
+#[no_mangle]
+pub unsafe extern "C" fn SSL_CTX_sess_cb_hits(ctx: *mut SSL_CTX) -> c_long {
+    // SAFETY: by the caller's promise.
+    unsafe { call(ctx, SSL_CTRL_SESS_CB_HIT, 0) }
+}
+
+/// Sessions that were proposed by clients and not found in the internal cache (STAT1).
+///
+/// # Safety
+/// `ctx` is NULL or a live SSL_CTX.
+#[no_mangle]
+pub unsafe extern "C" fn SSL_CTX_sess_misses(ctx: *mut SSL_CTX) -> c_long {
+    // SAFETY: by the caller's promise.
+    unsafe { call(ctx, SSL_CTRL_SESS_MISSES, 0) }
+}
+
+/// Sessions that were proposed by clients and had expired (STAT1).
+///
+/// # Safety
+/// `ctx` is NULL or a live SSL_CTX.
+#[no_mangle]
+pub unsafe extern "C" fn SSL_CTX_sess_timeouts(ctx: *mut SSL_CTX) -> c_long {
+    // SAFETY: by the caller's promise.
+    unsafe { call(ctx, SSL_CTRL_SESS_TIMEOUTS, 0) }
+}
+
+/// Sessions that left because the cache was full (STAT1).
+///
+/// # Safety
+/// `ctx` is NULL or a live SSL_CTX.
+#[no_mangle]
+pub unsafe extern "C" fn SSL_CTX_sess_cache_full(ctx: *mut SSL_CTX) -> c_long {
+    // SAFETY: by the caller's promise.
+    unsafe { call(ctx, SSL_CTRL_SESS_CACHE_FULL, 0) }
 }

@@ -18,11 +18,17 @@ extern "C" fn load() {
 static LOAD: extern "C" fn() = load;
 
 unsafe extern "C" fn prepare() {
-    super::border((), || Some(context::fork::prepare()))
+    super::border((), || {
+        context::fork::prepare();
+        Some(())
+    })
 }
 
 unsafe extern "C" fn parent() {
-    super::border((), || Some(context::fork::resume()))
+    super::border((), || {
+        context::fork::resume();
+        Some(())
+    })
 }
 
 unsafe extern "C" fn child() {

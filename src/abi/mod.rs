@@ -5,14 +5,14 @@ mod callbacks;
 mod connection;
 mod contexts;
 mod ctrl;
-mod manage;
 mod load;
+mod manage;
 mod reprise;
 mod sessions;
 
+use crate::context::{registry, Context};
 use crate::libssl::context as libssl_context;
 use crate::libssl::types::SSL_CTX;
-use crate::context::{registry, Context};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
 /// Runs the body of an exported function: a panic or `None` becomes the documented failure value.

@@ -10,8 +10,10 @@ use libc::{c_char, c_int, size_t};
 
 /// Do what the manual pages promise.
 pub const REPRISE_SEMANTICS_DOCUMENTED: c_int = 0;
+const _: () = assert!(REPRISE_SEMANTICS_DOCUMENTED == Semantics::Documented as c_int);
 /// Do what the loaded libssl does where it differs from the manual pages.
 pub const REPRISE_SEMANTICS_STOCK: c_int = 1;
+const _: () = assert!(REPRISE_SEMANTICS_STOCK == Semantics::Stock as c_int);
 
 /// The version of the struct that follows.
 pub const REPRISE_STATS_VERSION: u32 = 1;

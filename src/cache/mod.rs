@@ -8,21 +8,21 @@ pub mod memory;
 /// Seconds since the epoch.
 pub type Seconds = i64;
 
+/// SSL_MAX_SSL_SESSION_ID_LENGTH
+const LONGEST: usize = 32;
+
 /// What a cached session is found by: protocol version and session id, as libssl compares them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Key {
     version: i32,
     length: u8,
-    id: [u8; Key::LONGEST],
+    id: [u8; LONGEST],
 }
 
 impl Key {
-    /// SSL_MAX_SSL_SESSION_ID_LENGTH
-    pub const LONGEST: usize = 32;
-
     /// `None` for an id longer than the protocol allows.
     pub fn new(version: i32, id: &[u8]) -> Option<Key> {
-        let mut key = Key { version, length: u8::try_from(id.len()).ok()?, id: [0; Key::LONGEST] };
+        let mut key = Key { version, length: u8::try_from(id.len()).ok()?, id: [0; LONGEST] };
         key.id.get_mut(..id.len())?.copy_from_slice(id);
         Some(key)
     }

@@ -13,8 +13,8 @@ use crate::libssl::types::*;
 use crate::libssl::{Connection, Ctx, CtxCell, Hooks, Session, SessionTable, Slot};
 use crate::{log, totals};
 use counters::{Count, Counters};
-use spent::Spent;
 use smallvec::SmallVec;
+use spent::Spent;
 use std::ffi::{c_long, c_void};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -29,7 +29,10 @@ pub struct Context {
     /// The limit as the program gave it (SIZE1).
     size: AtomicU64,
     semantics: AtomicU32,
+    /// SSL_CTX_free has begun.
     ending: AtomicBool,
+    /// Nothing is stored any more.
+    closed: AtomicBool,
     pub new_callback: Slot<NewCallback>,
     pub remove_callback: Slot<RemoveCallback>,
     pub get_callback: Slot<GetCallback>,
@@ -56,13 +59,6 @@ struct Sweep {
     share: usize,
 }
 
-/// What becomes of a session that leaves the cache.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Mark {
-    NotResumable,
-    Leave,
-}
-
 impl Context {
     fn new() -> Context {
         Context {
@@ -72,6 +68,7 @@ impl Context {
             size: AtomicU64::new(0),
             semantics: AtomicU32::new(0),
             ending: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             new_callback: Slot::<NewCallback>::empty(),
             remove_callback: Slot::<RemoveCallback>::empty(),
             get_callback: Slot::<GetCallback>::empty(),
@@ -95,6 +92,7 @@ impl Context {
             context.ctx.set(ctx);
             context.sentinel.store(sentinel, Relaxed);
             context.ending.store(false, Relaxed);
+            context.closed.store(false, Relaxed);
             context.size.store(SSL_SESSION_CACHE_MAX_SIZE_DEFAULT.into(), Relaxed);
             context.new_callback.set(None);
             context.remove_callback.set(None);
@@ -260,11 +258,12 @@ impl Context {
 
     /// Removes every session that has expired at `time`, all for 0 (FLUSH1).
     pub fn flush(&self, time: Seconds) {
-        let mut left = |session| self.departed(session, Count::Flushed, Mark::NotResumable);
+        let mut left = |session| self.departed(session, Count::Flushed);
         if time == 0 {
             self.cache.clear(&mut left);
         } else {
-            while self.cache.expire(time, usize::MAX, &mut left) > 0 {}
+            // No more than there are: a callback may add what has expired again.
+            self.cache.expire(time, self.number(), &mut left);
         }
     }
 
@@ -296,6 +295,11 @@ impl Context {
         if self.ending.swap(true, Relaxed) {
             return;
         }
+        // A callback may add sessions still, if it does not go on for ever.
+        for _ in 0..16 {
+            self.flush(0);
+        }
+        self.closed.store(true, Relaxed);
         self.flush(0);
         let table = self.lock_table().take();
         drop(table);
@@ -318,11 +322,11 @@ pub fn expiry_changed(session: &Session) {
 /// Between a program's callbacks and the cache
 impl Context {
     fn store(&self, session: &Session, collision: Collision) -> Inserted {
-        if self.is_ending() {
+        if self.closed.load(Relaxed) {
             return Inserted::Refused;
         }
         let inserted = self.cache.insert(session.clone(), collision, &mut |session, why| match why {
-            Departure::Evicted => self.departed(session, Count::Evicted, Mark::NotResumable),
+            Departure::Evicted => self.departed(session, Count::Evicted),
             Departure::Replaced => self.replaced(session),
         });
         match inserted {
@@ -346,12 +350,11 @@ impl Context {
         }
     }
 
-    fn departed(&self, session: Session, why: Count, mark: Mark) {
+    /// What expired, was flushed or pushed out is not to be resumed by anybody who still has it.
+    fn departed(&self, session: Session, why: Count) {
         self.count(why);
         totals::sessions(-1);
-        if mark == Mark::NotResumable {
-            session.mark();
-        }
+        session.mark();
         self.notify(&session);
     }
 
@@ -385,7 +388,7 @@ impl Context {
         }
         drop(sweep);
         for session in expired {
-            self.departed(session, Count::Expired, Mark::NotResumable);
+            self.departed(session, Count::Expired);
         }
     }
 }
@@ -405,11 +408,11 @@ impl Context {
             self.store(session, Collision::Replace);
         }
         let Some(keeps) = self.new_callback.call(connection, session) else { return false };
-        // CB3. It is not marked: the program may have taken what it wants as bytes.
-        if !keeps && self.is_documented() {
-            if let Some(session) = self.cache.take_same(session) {
-                self.departed(session, Count::Rejected, Mark::Leave);
-            }
+        // CB3. It is not marked and remove_cb is not called: programs that have just stored it as bytes return 0, and
+        // would delete what they stored.
+        if !keeps && self.is_documented() && self.cache.take_same(session).is_some() {
+            self.count(Count::Rejected);
+            totals::sessions(-1);
         }
         keeps
     }
@@ -474,7 +477,8 @@ impl Context {
             return None;
         };
         // CB10, and what makes libssl crash in any semantics. Dropping the reference settles it as CB8 says.
-        let usable = session.is_complete() && (!self.is_documented() || session.is_resumable() && session.key() == *key);
+        let usable =
+            session.is_complete() && (!self.is_documented() || session.is_resumable() && session.key() == *key);
         if !usable {
             self.count(Count::ExternalRefused);
             return None;

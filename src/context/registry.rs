@@ -8,7 +8,10 @@
 use super::Context;
 use crate::libssl::types::SSL_CTX;
 use once_cell::race::OnceBox;
-use std::sync::atomic::{AtomicUsize, Ordering::{AcqRel, Acquire, Relaxed, Release}};
+use std::sync::atomic::{
+    AtomicUsize,
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
+};
 
 const BUCKETS: usize = 256;
 static BUCKET: [OnceBox<Node>; BUCKETS] = [const { OnceBox::new() }; BUCKETS];
@@ -50,7 +53,9 @@ pub fn all() -> impl Iterator<Item = &'static Context> {
 pub fn enter(ctx: *mut SSL_CTX, prepare: impl FnOnce(&'static Context) -> bool) -> Option<&'static Context> {
     let mut place = bucket(ctx as usize);
     let node = loop {
-        let node = place.get_or_init(|| Box::new(Node { address: AtomicUsize::new(0), context: Context::new(), next: OnceBox::new() }));
+        let node = place.get_or_init(|| {
+            Box::new(Node { address: AtomicUsize::new(0), context: Context::new(), next: OnceBox::new() })
+        });
         if node.address.compare_exchange(0, RESERVED, AcqRel, Relaxed).is_ok() {
             break node;
         }

@@ -5,7 +5,10 @@ use super::{Connection, Ctx, Session};
 use libc::{c_int, c_void};
 use std::marker::PhantomData;
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicPtr, Ordering::{Acquire, Release}};
+use std::sync::atomic::{
+    AtomicPtr,
+    Ordering::{Acquire, Release},
+};
 
 /// A function pointer that may be NULL, and may be set while other threads call it.
 pub struct Slot<F> {

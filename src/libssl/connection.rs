@@ -35,7 +35,7 @@ impl Connection {
     /// The protocol version that sessions of this connection have.
     pub fn version(&self) -> i32 {
         const QUIC: i32 = 1; // OSSL_QUIC1_VERSION, which runs TLS 1.3
-        // SAFETY: the connection is alive; SSL_version takes no lock.
+                             // SAFETY: the connection is alive; SSL_version takes no lock.
         match unsafe { (table().SSL_version)(self.as_ptr()) } {
             QUIC => TLS1_3_VERSION as i32,
             version => version,

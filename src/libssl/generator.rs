@@ -9,7 +9,10 @@ use super::types::*;
 use libc::{c_int, c_uchar, c_uint, c_void};
 use once_cell::race::OnceBox;
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicPtr, Ordering::{AcqRel, Acquire}};
+use std::sync::atomic::{
+    AtomicPtr,
+    Ordering::{AcqRel, Acquire},
+};
 
 const WRAPPERS: usize = 8;
 static GENERATORS: [AtomicPtr<c_void>; WRAPPERS] = [const { AtomicPtr::new(null_mut()) }; WRAPPERS];
@@ -22,12 +25,20 @@ static IS_TAKEN: OnceBox<IsTaken> = OnceBox::new();
 pub fn wrap(generator: Generator, is_taken: IsTaken) -> Generator {
     IS_TAKEN.get_or_init(|| Box::new(is_taken));
     let function = generator? as *mut c_void;
-    let place = GENERATORS.iter().position(|place| match place.compare_exchange(null_mut(), function, AcqRel, Acquire) {
-        Ok(_) => true,
-        Err(theirs) => theirs == function,
-    });
+    let place =
+        GENERATORS.iter().position(|place| match place.compare_exchange(null_mut(), function, AcqRel, Acquire) {
+            Ok(_) => true,
+            Err(theirs) => theirs == function,
+        });
     const FUNCTIONS: [unsafe extern "C" fn(*mut SSL, *mut c_uchar, *mut c_uint) -> c_int; WRAPPERS] = [
-        generate::<0>, generate::<1>, generate::<2>, generate::<3>, generate::<4>, generate::<5>, generate::<6>, generate::<7>,
+        generate::<0>,
+        generate::<1>,
+        generate::<2>,
+        generate::<3>,
+        generate::<4>,
+        generate::<5>,
+        generate::<6>,
+        generate::<7>,
     ];
     place.map(|place| FUNCTIONS[place]).or(generator)
 }

@@ -1,6 +1,6 @@
 //! An LHASH_OF(SSL_SESSION), as SSL_CTX_sessions(3) promises one, with the sessions of a cache as they are now.
 
-use super::types::SSL_SESSION;
+use super::types::{Compare, Each, EachWith, Hash, SSL_SESSION};
 use super::{table, Session};
 use crate::cache::Session as _;
 use libc::{c_int, c_ulong, c_void};
@@ -19,7 +19,13 @@ impl SessionTable {
     /// `None` where there is no memory for it.
     pub fn new(sessions: Vec<Session>) -> Option<SessionTable> {
         // SAFETY: the callbacks are for SSL_SESSION pointers, and only such are inserted.
-        let lhash = NonNull::new(unsafe { (table().OPENSSL_LH_new)(Some(hash), Some(compare)) })?;
+        let lhash = NonNull::new(unsafe { (table().OPENSSL_LH_new)(Some(hash as Hash), Some(compare as Compare)) })?;
+        if let Some(set_thunks) = table().OPENSSL_LH_set_thunks {
+            // SAFETY: from 3.3 on the table calls every function through these, which do just that.
+            unsafe {
+                set_thunks(lhash.as_ptr(), Some(call_hash), Some(call_compare), Some(call_each), Some(call_each_with))
+            };
+        }
         for session in &sessions {
             // SAFETY: the session lives as long as the table, which holds a reference.
             unsafe { (table().OPENSSL_LH_insert)(lhash.as_ptr(), session.as_ptr().cast()) };
@@ -51,6 +57,28 @@ unsafe extern "C" fn hash(session: *const c_void) -> c_ulong {
 
 unsafe extern "C" fn compare(one: *const c_void, other: *const c_void) -> c_int {
     // SAFETY: as above.
-    let keys = [one, other].map(|session| unsafe { Session::borrow(session.cast_mut().cast::<SSL_SESSION>()) }.map(|session| session.key()));
+    let keys = [one, other].map(|session| {
+        unsafe { Session::borrow(session.cast_mut().cast::<SSL_SESSION>()) }.map(|session| session.key())
+    });
     c_int::from(keys[0] != keys[1])
+}
+
+unsafe extern "C" fn call_hash(session: *const c_void, hash: Hash) -> c_ulong {
+    // SAFETY: the table passes its own hash function and a member.
+    unsafe { hash(session) }
+}
+
+unsafe extern "C" fn call_compare(one: *const c_void, other: *const c_void, compare: Compare) -> c_int {
+    // SAFETY: as above.
+    unsafe { compare(one, other) }
+}
+
+unsafe extern "C" fn call_each(session: *mut c_void, each: Each) {
+    // SAFETY: the program's function for each member.
+    unsafe { each(session) }
+}
+
+unsafe extern "C" fn call_each_with(session: *mut c_void, argument: *mut c_void, each: EachWith) {
+    // SAFETY: as above, with the program's argument.
+    unsafe { each(session, argument) }
 }

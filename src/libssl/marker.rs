@@ -9,7 +9,10 @@ use super::context::{create, Make};
 use super::{table, types::SSL_CTX, Session};
 use std::cell::Cell;
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering::{AcqRel, Acquire, Relaxed, Release}};
+use std::sync::atomic::{
+    AtomicPtr, AtomicUsize,
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
+};
 
 const MARKERS: usize = 16;
 static MARKER: [AtomicPtr<SSL_CTX>; MARKERS] = [const { AtomicPtr::new(null_mut()) }; MARKERS];
@@ -32,23 +35,29 @@ fn marker() -> Option<*mut SSL_CTX> {
     let mut found = MARKER[mine].load(Acquire);
     if found.is_null() {
         // SAFETY: TLS_method has no preconditions.
-        found = place(mine, create(Make::Plain(unsafe { (table().TLS_method)() })));
+        found = place(mine, Make::Plain(unsafe { (table().TLS_method)() }));
     }
     // Where the default library context can make no SSL_CTX, one made by `prepare` serves all threads.
-    Some(found).filter(|found| !found.is_null()).or_else(|| {
-        MARKER.iter().map(|marker| marker.load(Acquire)).find(|marker| !marker.is_null())
-    })
+    Some(found)
+        .filter(|found| !found.is_null())
+        .or_else(|| MARKER.iter().map(|marker| marker.load(Acquire)).find(|marker| !marker.is_null()))
 }
 
 /// Makes sure that there is a marker in a process whose default library context may be of no use, while the one of
 /// the program is known to be.
 pub fn prepare(make: Make) {
     if matches!(make, Make::In(libctx, ..) if !libctx.is_null()) && MARKER[0].load(Acquire).is_null() {
-        place(0, create(make));
+        place(0, make);
     }
 }
 
-fn place(place: usize, made: *mut SSL_CTX) -> *mut SSL_CTX {
+fn place(place: usize, make: Make) -> *mut SSL_CTX {
+    // Where it fails, that is no error of the program's.
+    // SAFETY: marks in the error queue of this thread have no preconditions.
+    unsafe { (table().ERR_set_mark)() };
+    let made = create(make);
+    // SAFETY: as above.
+    unsafe { (table().ERR_pop_to_mark)() };
     match MARKER[place].compare_exchange(null_mut(), made, AcqRel, Acquire) {
         Ok(_) => made,
         Err(theirs) => {
@@ -61,5 +70,9 @@ fn place(place: usize, made: *mut SSL_CTX) -> *mut SSL_CTX {
 
 /// In a forked child: the markers inherited may have been locked by a thread that is not here.
 pub fn forget() {
-    MARKER.iter().for_each(|marker| marker.store(null_mut(), Release));
+    /// Still known, so that a leak checker finds nothing lost.
+    static INHERITED: [AtomicPtr<SSL_CTX>; MARKERS] = [const { AtomicPtr::new(null_mut()) }; MARKERS];
+    for (marker, inherited) in MARKER.iter().zip(&INHERITED) {
+        inherited.store(marker.swap(null_mut(), AcqRel), Release);
+    }
 }

@@ -140,11 +140,16 @@ impl cache::Session for Session {
     }
 
     fn expiry(&self) -> Seconds {
+        // From 3.3 on libssl counts nanoseconds in 64 bits, and what is beyond them never comes.
+        const END_OF_TIME: Seconds = (u64::MAX / 1_000_000_000) as Seconds;
         // SAFETY: the session is alive.
         let (time, timeout) = unsafe {
             ((table().SSL_SESSION_get_time)(self.as_ptr()), (table().SSL_SESSION_get_timeout)(self.as_ptr()))
         };
-        Seconds::from(time).saturating_add(Seconds::from(timeout).max(0))
+        match Seconds::from(time).saturating_add(Seconds::from(timeout).max(0)) {
+            END_OF_TIME.. => Seconds::MAX,
+            expiry => expiry,
+        }
     }
 
     fn same(&self, other: &Session) -> bool {

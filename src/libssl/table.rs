@@ -101,9 +101,11 @@ functions! {
         SSL_SESSION_get_max_early_data(session: *const SSL_SESSION) -> u32 = 0;
         TLS_method() -> *const SSL_METHOD = ptr::null();
         CRYPTO_get_ex_new_index(class: c_int, argl: c_long, argp: *mut c_void, new: *mut c_void, dup: ExDup, free: *mut c_void) -> c_int = -1;
-        OPENSSL_LH_new(hash: Option<unsafe extern "C" fn(*const c_void) -> c_ulong>, compare: Option<unsafe extern "C" fn(*const c_void, *const c_void) -> c_int>) -> *mut c_void = ptr::null_mut();
+        OPENSSL_LH_new(hash: Option<Hash>, compare: Option<Compare>) -> *mut c_void = ptr::null_mut();
         OPENSSL_LH_insert(table: *mut c_void, data: *mut c_void) -> *mut c_void = ptr::null_mut();
         OPENSSL_LH_free(table: *mut c_void);
+        ERR_set_mark() -> c_int = 0;
+        ERR_pop_to_mark() -> c_int = 0;
         ERR_get_next_error_library() -> c_int = 0;
         ERR_load_strings(library: c_int, strings: *mut ERR_STRING_DATA) -> c_int = 0;
     }
@@ -112,6 +114,13 @@ functions! {
         SSL_CTX_flush_sessions_ex(ctx: *mut SSL_CTX, time: time_t);
         SSL_SESSION_set_time_ex(session: *mut SSL_SESSION, time: time_t) -> time_t;
         SSL_is_quic(ssl: *const SSL) -> c_int;
+        OPENSSL_LH_set_thunks(
+            table: *mut c_void,
+            hash: Option<unsafe extern "C" fn(*const c_void, Hash) -> c_ulong>,
+            compare: Option<unsafe extern "C" fn(*const c_void, *const c_void, Compare) -> c_int>,
+            each: Option<unsafe extern "C" fn(*mut c_void, Each)>,
+            each_with: Option<unsafe extern "C" fn(*mut c_void, *mut c_void, EachWith)>
+        ) -> *mut c_void;
         ERR_new();
         ERR_set_debug(file: *const c_char, line: c_int, function: *const c_char);
         ERR_vset_error(library: c_int, reason: c_int, format: *const c_char, arguments: *mut c_void);
@@ -161,7 +170,10 @@ fn libssl() -> Option<*mut c_void> {
                 return Some(handle);
             }
         }
-        let open = |flags| SONAMES.iter().map(|name| libc::dlopen(name.as_ptr(), flags)).find(|handle| !handle.is_null());
-        open(libc::RTLD_LAZY | libc::RTLD_NOLOAD).or_else(|| open(libc::RTLD_LAZY))
+        let open =
+            |flags| SONAMES.iter().map(|name| libc::dlopen(name.as_ptr(), flags)).find(|handle| !handle.is_null());
+        let found = open(libc::RTLD_LAZY | libc::RTLD_NOLOAD).or_else(|| open(libc::RTLD_LAZY));
+        libc::dlerror(); // the program's next dlerror() is about its own calls
+        found
     }
 }

@@ -144,7 +144,8 @@ impl<S: Session> Cache<S> for Memory<S> {
         let key = session.key();
         let hash = self.hash(&key);
         let mut locked = self.shard(hash)?.lock();
-        let slot = locked.find(hash, &key).filter(|&slot| locked.session(slot).is_some_and(|cached| cached.same(session)))?;
+        let slot =
+            locked.find(hash, &key).filter(|&slot| locked.session(slot).is_some_and(|cached| cached.same(session)))?;
         let session = locked.remove(slot)?;
         self.release(1);
         Some(session)
@@ -160,7 +161,9 @@ impl<S: Session> Cache<S> for Memory<S> {
         let hash = self.hash(&key);
         let Some(shard) = self.shard(hash) else { return };
         let mut locked = shard.lock();
-        if let Some(slot) = locked.find(hash, &key).filter(|&slot| locked.session(slot).is_some_and(|cached| cached.same(session))) {
+        if let Some(slot) =
+            locked.find(hash, &key).filter(|&slot| locked.session(slot).is_some_and(|cached| cached.same(session)))
+        {
             locked.set_expiry(slot, session.expiry());
         }
     }

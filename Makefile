@@ -1,0 +1,132 @@
+# Everything a developer or packager does: `make` builds, `make check` proves, `make demo` shows.
+
+PREFIX  ?= /usr/local
+LIBDIR  ?= $(PREFIX)/lib
+DESTDIR ?=
+CARGO   ?= cargo
+CC      ?= cc
+CFLAGS  ?= -O2 -g
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+SONAME  := libreprise.so.0
+
+LIBRARY := target/release/libreprise.so
+HEADER  := include/reprise.h
+SOURCES := $(shell find src -type f) Cargo.toml Cargo.lock build.rs cbindgen.toml
+
+WARN    := -std=c11 -Wall -Wextra -Wpedantic -Werror
+TLS     := -lssl -lcrypto -lpthread -ldl
+REPRISE := -Iinclude -Ltarget/release -Wl,-rpath,$(CURDIR)/target/release -lreprise
+
+# One program for each manual page, linked with libssl alone and with Reprise ahead of it.
+PAGES   := $(patsubst c_tests/%.c,%,$(filter-out c_tests/harness.c,$(wildcard c_tests/*.c)))
+OUT     := target/c_tests
+# Where another libssl is to be tested: a folder with include/, lib/ and bin/ (tools/libssl.sh builds such).
+LIBSSL  ?=
+ifneq ($(LIBSSL),)
+OUT     := target/c_tests-$(notdir $(LIBSSL))
+WARN    += -I$(LIBSSL)/include -Wno-deprecated-declarations
+TLS     := -L$(LIBSSL)/lib -Wl,-rpath,$(LIBSSL)/lib $(TLS)
+endif
+
+.PHONY: all setup header install check check-all check-rust check-c check-valgrind check-conformance check-header \
+        conformance demo bench lint clean
+.DELETE_ON_ERROR:
+
+all: setup $(LIBRARY)
+
+setup:
+	@tools/setup.sh
+
+$(LIBRARY): $(SOURCES) | setup
+	$(CARGO) build --release --locked
+	@ln -sf libreprise.so target/release/$(SONAME)
+	@touch $@
+
+# --- the header ---------------------------------------------------------------------------------------------------
+
+header: setup
+	@touch build.rs
+	REPRISE_HEADER=$(HEADER) $(CARGO) build --release --locked
+
+check-header: $(LIBRARY)
+	@mkdir -p target
+	@touch build.rs
+	REPRISE_HEADER=target/reprise.h $(CARGO) build --release --locked
+	@cmp $(HEADER) target/reprise.h || { echo "include/reprise.h is not what the sources say: make header"; exit 1; }
+
+# --- installing ---------------------------------------------------------------------------------------------------
+
+install: $(LIBRARY)
+	install -d $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(PREFIX)/include
+	install -m 755 $(LIBRARY) $(DESTDIR)$(LIBDIR)/libreprise.so.$(VERSION)
+	ln -sf libreprise.so.$(VERSION) $(DESTDIR)$(LIBDIR)/$(SONAME)
+	ln -sf $(SONAME) $(DESTDIR)$(LIBDIR)/libreprise.so
+	install -m 644 $(HEADER) $(DESTDIR)$(PREFIX)/include/reprise.h
+	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@VERSION@|$(VERSION)|' reprise.pc.in \
+	    > $(DESTDIR)$(LIBDIR)/pkgconfig/reprise.pc
+
+# --- C tests ------------------------------------------------------------------------------------------------------
+
+$(OUT)/harness.o: c_tests/harness.c c_tests/harness.h | setup
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(WARN) -c $< -o $@
+
+$(OUT)/stock/%: c_tests/%.c $(OUT)/harness.o
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(WARN) $^ -o $@ -lcmocka $(TLS)
+
+$(OUT)/reprise/%: c_tests/%.c $(OUT)/harness.o $(LIBRARY)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(WARN) $(filter %.c %.o,$^) -o $@ -lcmocka $(REPRISE) $(TLS)
+
+STOCK_PAGES   := $(addprefix $(OUT)/stock/,$(PAGES))
+REPRISE_PAGES := $(addprefix $(OUT)/reprise/,$(PAGES))
+
+check-c: $(STOCK_PAGES) $(REPRISE_PAGES)
+	tools/run_pages.sh $(OUT) $(PAGES)
+
+check-valgrind: $(REPRISE_PAGES)
+	tools/run_pages.sh --valgrind $(OUT) $(PAGES)
+
+conformance: check-c
+	tools/conformance.py $(OUT) > docs/conformance.md
+
+check-conformance: check-c
+	@tools/conformance.py $(OUT) | diff -u docs/conformance.md - \
+	    || { echo "docs/conformance.md is not what the tests print: make conformance"; exit 1; }
+
+# --- everything ---------------------------------------------------------------------------------------------------
+
+# Rust's tests come last: their closing line sums up.
+check: all check-header check-c check-conformance check-valgrind check-rust
+	@echo "make check: everything passed"
+
+check-rust: $(LIBRARY) target/server-stock target/server-reprise target/reconnect
+	$(CARGO) test --release --locked
+
+check-all: check
+	tools/check_libssl.sh
+
+lint: setup
+	$(CARGO) fmt --check
+	$(CARGO) clippy --release --locked --all-targets -- -D warnings
+
+# --- the example server, the demo, the benchmarks -------------------------------------------------------------------
+
+target/server-stock: examples/server.c | setup
+	$(CC) $(CFLAGS) $(WARN) -D_GNU_SOURCE $< -o $@ -lsqlite3 $(TLS)
+
+target/server-reprise: examples/server.c $(LIBRARY) $(HEADER)
+	$(CC) $(CFLAGS) $(WARN) -D_GNU_SOURCE -DWITH_REPRISE $< -o $@ -lsqlite3 $(REPRISE) $(TLS)
+
+target/reconnect: c_tests/tools/reconnect.c | setup
+	$(CC) $(CFLAGS) $(WARN) -D_GNU_SOURCE $< -o $@ $(TLS)
+
+demo: all target/server-stock target/server-reprise target/reconnect
+	@STOCK_SERVER=target/server-stock REPRISE_SERVER=target/server-reprise RECONNECT=target/reconnect examples/demo.sh
+
+bench: all
+	$(CARGO) bench --locked --bench paired -- $(BENCH)
+
+clean:
+	$(CARGO) clean

@@ -1,0 +1,670 @@
+/*
+ * SSL_CTX_new(3): the life of a context and of what it caches. Contexts die before their connections, connections
+ * change over to another context (SNI), sessions outlive both; nothing may be lost, mixed up or freed twice.
+ */
+#define OPENSSL_SUPPRESS_DEPRECATED /* SSL_CTX_flush_sessions is the name programs use */
+#include "harness.h"
+
+#include <limits.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+static const struct kind {
+    const char *name;
+    int version;
+} kinds[] = { { "TLS 1.2", TLS1_2_VERSION }, { "TLS 1.3", TLS1_3_VERSION } };
+
+#define EACH_KIND(k) (const struct kind *k = kinds; k < kinds + sizeof(kinds) / sizeof(kinds[0]); k++)
+
+/* "TLS 1.2: what" */
+static const char *in(const struct kind *k, const char *what)
+{
+    static char text[160];
+
+    snprintf(text, sizeof(text), "%s: %s", k->name, what);
+    return text;
+}
+
+/* A server whose sessions are in its cache, one for each connection. */
+static SSL_CTX *caching_server(int version)
+{
+    SSL_CTX *ctx = server_ctx(version);
+
+    SSL_CTX_set_options(ctx, SSL_OP_NO_TICKET);
+    SSL_CTX_set_num_tickets(ctx, 1);
+    return ctx;
+}
+
+static int has(SSL *ssl, const SSL_SESSION *session)
+{
+    unsigned int length;
+    const unsigned char *id = SSL_SESSION_get_id(session, &length);
+
+    return SSL_has_matching_session_id(ssl, id, length);
+}
+
+/* ---- remove_cb, and the context it names ---- */
+
+static struct { int count; SSL_CTX *ctx; } removed;
+
+static void on_remove(SSL_CTX *ctx, SSL_SESSION *session)
+{
+    (void)session;
+    removed.count++;
+    removed.ctx = ctx;
+}
+
+static void count_removals_of(SSL_CTX *ctx)
+{
+    removed.count = 0;
+    removed.ctx = NULL;
+    SSL_CTX_sess_set_remove_cb(ctx, on_remove);
+}
+
+/* ---- the same SSL, another connection ---- */
+
+/* The server's SSL is cleared and meets a new client; what came before was closed well. */
+static void reconnect(pair *p, SSL_CTX *client, SSL_SESSION *offer)
+{
+    BIO *client_bio, *server_bio;
+
+    for (int round = 0; round < 2; round++) {
+        SSL_shutdown(p->client);
+        SSL_shutdown(p->server);
+    }
+    SSL_free(p->client);
+    p->client = SSL_new(client);
+    assert_non_null(p->client);
+    assert_int_equal(BIO_new_bio_pair(&client_bio, 0, &server_bio, 0), 1);
+    SSL_set_bio(p->client, client_bio, client_bio);
+    SSL_set_bio(p->server, server_bio, server_bio);
+    SSL_set_connect_state(p->client);
+    if (offer != NULL)
+        assert_int_equal(SSL_set_session(p->client, offer), 1);
+    assert_int_equal(SSL_clear(p->server), 1);
+    assert_true(tls_drive(p));
+}
+
+/* ---- the tests: who dies first ---- */
+
+static void CB5_context_freed_before_its_connections(void **state)
+{
+    (void)state;
+    for EACH_KIND(k) {
+        SSL_CTX *client = client_ctx(k->version), *server = caching_server(k->version);
+        SSL_SESSION *offer, *ours;
+        pair p, q;
+
+        count_removals_of(server);
+        p = tls_connect(client, server, NULL);
+        q = tls_connect(client, server, NULL);
+        offer = SSL_get1_session(p.client);
+        ours = SSL_get1_session(p.server);
+        SSL_CTX_free(server); /* the connections hold it now */
+        SSL_CTX_free(client);
+        assert_true(tls_echo(&p));
+        observe_bool("GET2", in(k, "context freed, connections alive: sessions stay cached"),
+                     has(p.server, ours) && has(q.server, ours) && removed.count == 0, 1, 1);
+        tls_close(&p);
+        observe_int("CB5", in(k, "context freed, a connection left: removals"), removed.count, 0, 0);
+        assert_true(tls_echo(&q));
+        tls_close(&q);
+        observe_int("CB5", in(k, "context freed, the last connection freed: removals"), removed.count, 2, 2);
+        observe_bool("GET2", in(k, "context gone: a session kept is readable, and marked"),
+                     SSL_SESSION_get_protocol_version(ours) == k->version && !SSL_SESSION_is_resumable(ours), 1, 1);
+        SSL_SESSION_free(offer);
+        SSL_SESSION_free(ours);
+    }
+}
+
+static void GET2_resuming_on_an_SSL_whose_context_was_freed(void **state)
+{
+    (void)state;
+    for EACH_KIND(k) {
+        SSL_CTX *client = client_ctx(k->version), *server = caching_server(k->version), *still;
+        SSL_SESSION *offer;
+        pair p;
+
+        p = tls_connect(client, server, NULL);
+        offer = SSL_get1_session(p.client);
+        SSL_CTX_free(server);
+        reconnect(&p, client, offer);
+        observe_bool("GET2", in(k, "context freed, its SSL cleared: resumed"), tls_resumed(&p), 1, 1);
+        SSL_SESSION_free(offer);
+        offer = SSL_get1_session(p.client);
+
+        still = SSL_get_SSL_CTX(p.server);
+        observe_bool("GET2", in(k, "context freed, a new SSL from the one alive: resumed"),
+                     tls_resumes(client, still, offer), 1, 1);
+        SSL_SESSION_free(offer);
+        tls_close(&p);
+        SSL_CTX_free(client);
+    }
+}
+
+static void GET2_sessions_outlive_their_context(void **state)
+{
+    SSL_CTX *ctx = caching_server(TLS1_2_VERSION), *next;
+    SSL_SESSION *session = made_session(TLS1_2_VERSION, 1), *copy;
+    int before = sessions_alive();
+
+    (void)state;
+    assert_int_equal(SSL_CTX_add_session(ctx, session), 1);
+    SSL_CTX_free(ctx);
+    observe_int("GET2", "context gone: sessions alive", sessions_alive() - before, 0, 0);
+    SSL_SESSION_set_timeout(session, 1000); /* may not reach for a context that is gone */
+    SSL_SESSION_set_time(session, (long)time(NULL));
+    copy = SSL_SESSION_dup(session);
+    assert_non_null(copy);
+
+    next = caching_server(TLS1_2_VERSION);
+    observe_int("GET2", "context gone: its session is added to another", SSL_CTX_add_session(next, session), 1, 1);
+    observe_bool("GET2", "context gone: the other context has it", in_cache(next, TLS1_2_VERSION, session), 1, 1);
+    SSL_CTX_free(next);
+    SSL_SESSION_free(session);
+    SSL_SESSION_free(copy);
+}
+
+static void CB5_up_ref_and_free(void **state)
+{
+    SSL_CTX *ctx = caching_server(TLS1_2_VERSION);
+    SSL_SESSION *session = made_session(TLS1_2_VERSION, 1);
+
+    (void)state;
+    count_removals_of(ctx);
+    assert_int_equal(SSL_CTX_add_session(ctx, session), 1);
+    assert_int_equal(SSL_CTX_up_ref(ctx), 1);
+    SSL_CTX_free(ctx);
+    observe_bool("CB5", "SSL_CTX_free with a reference left: the cache is as it was",
+                 removed.count == 0 && in_cache(ctx, TLS1_2_VERSION, session)
+                 && SSL_CTX_sess_get_remove_cb(ctx) == on_remove, 1, 1);
+    SSL_CTX_free(ctx);
+    observe_bool("CB5", "SSL_CTX_free of the last reference: remove_cb, with that context",
+                 removed.count == 1 && removed.ctx == ctx, 1, 1);
+    SSL_SESSION_free(session);
+}
+
+/* A new context often gets the address of one that is gone: nothing of that one may show. */
+static int is_fresh(SSL_CTX *ctx)
+{
+    return SSL_CTX_get_session_cache_mode(ctx) == SSL_SESS_CACHE_SERVER && SSL_CTX_sess_number(ctx) == 0
+        && SSL_CTX_sess_get_cache_size(ctx) == SSL_SESSION_CACHE_MAX_SIZE_DEFAULT
+        && SSL_CTX_sess_get_remove_cb(ctx) == NULL && SSL_CTX_sess_get_get_cb(ctx) == NULL
+        && SSL_CTX_sess_get_new_cb(ctx) == NULL;
+}
+
+static void silent(SSL_CTX *ctx, SSL_SESSION *session)
+{
+    (void)ctx, (void)session;
+}
+
+static int count_unfresh(int rounds)
+{
+    int unfresh = 0;
+
+    for (int i = 0; i < rounds; i++) {
+        SSL_CTX *ctx = server_ctx(TLS1_2_VERSION);
+        SSL_SESSION *session = made_session(TLS1_2_VERSION, (unsigned char)i);
+
+        unfresh += !is_fresh(ctx);
+        SSL_CTX_sess_set_remove_cb(ctx, silent);
+        SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF);
+        SSL_CTX_sess_set_cache_size(ctx, 3);
+        unfresh += !SSL_CTX_add_session(ctx, session);
+        SSL_SESSION_free(session);
+        SSL_CTX_free(ctx);
+    }
+    return unfresh;
+}
+
+static void MODE9_many_contexts(void **state)
+{
+    enum { MANY = 300 };
+    SSL_CTX *all[MANY];
+    SSL_SESSION *session = made_session(TLS1_2_VERSION, 9);
+    int good = 0;
+
+    (void)state;
+    observe_int("MODE9", "300 contexts one after the other: with something of another", count_unfresh(MANY), 0, 0);
+    for (int i = 0; i < MANY; i++) {
+        SSL_SESSION *own = made_session(TLS1_2_VERSION, (unsigned char)i);
+
+        all[i] = caching_server(TLS1_2_VERSION);
+        assert_int_equal(SSL_CTX_add_session(all[i], own), 1);
+        SSL_SESSION_free(own);
+    }
+    for (int i = 0; i < MANY; i += 2) /* every other one goes */
+        SSL_CTX_free(all[i]);
+    for (int i = 1; i < MANY; i += 2)
+        good += SSL_CTX_sess_number(all[i]) == 1 && in_cache(all[i], TLS1_2_VERSION, session) == (i % 256 == 9);
+    observe_int("MODE9", "300 contexts, half of them freed: the others have what was theirs", good, MANY / 2, MANY / 2);
+    for (int i = 1; i < MANY; i += 2)
+        SSL_CTX_free(all[i]);
+    SSL_SESSION_free(session);
+}
+
+static void *count_unfresh_of_thread(void *unfresh)
+{
+    *(int *)unfresh = count_unfresh(100);
+    return NULL;
+}
+
+static void MODE9_contexts_of_several_threads(void **state)
+{
+    enum { THREADS = 4 };
+    pthread_t threads[THREADS];
+    int unfresh[THREADS], sum = 0;
+
+    (void)state;
+    count_unfresh(1); /* the harness makes its key */
+    for (int i = 0; i < THREADS; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, count_unfresh_of_thread, &unfresh[i]), 0);
+    for (int i = 0; i < THREADS; i++) {
+        pthread_join(threads[i], NULL);
+        sum += unfresh[i];
+    }
+    observe_int("MODE9", "4 threads with 100 contexts each: with something of another", sum, 0, 0);
+}
+
+/* ---- SNI: the SSL changes over, its cache does not ---- */
+
+static SSL_CTX *switch_to;
+
+static int on_servername(SSL *ssl, int *alert, void *arg)
+{
+    (void)alert, (void)arg;
+    assert_ptr_equal(SSL_set_SSL_CTX(ssl, switch_to), switch_to);
+    return SSL_TLSEXT_ERR_OK;
+}
+
+static int on_client_hello(SSL *ssl, int *alert, void *arg)
+{
+    (void)alert, (void)arg;
+    assert_ptr_equal(SSL_set_SSL_CTX(ssl, switch_to), switch_to);
+    return SSL_CLIENT_HELLO_SUCCESS;
+}
+
+enum way { BY_SERVERNAME, BY_CLIENT_HELLO, WAYS };
+static const char *const way_names[WAYS] = { "servername callback", "client_hello callback" };
+
+static void set_switch(SSL_CTX *first, SSL_CTX *second, enum way way)
+{
+    switch_to = second;
+    if (way == BY_SERVERNAME)
+        SSL_CTX_set_tlsext_servername_callback(first, on_servername);
+    else
+        SSL_CTX_set_client_hello_cb(first, on_client_hello, NULL);
+}
+
+static pair connect_named(SSL_CTX *client, SSL_CTX *server, SSL_SESSION *offer)
+{
+    pair p = tls_prepare(client, server);
+
+    assert_int_equal(SSL_set_tlsext_host_name(p.client, "localhost"), 1);
+    if (offer != NULL)
+        assert_int_equal(SSL_set_session(p.client, offer), 1);
+    assert_true(tls_drive(&p));
+    return p;
+}
+
+static int told_first, told_second;
+
+static int on_new_of_first(SSL *ssl, SSL_SESSION *session)
+{
+    (void)ssl;
+    SSL_SESSION_free(session);
+    told_first++;
+    return 1;
+}
+
+static int on_new_of_second(SSL *ssl, SSL_SESSION *session)
+{
+    (void)ssl;
+    SSL_SESSION_free(session);
+    told_second++;
+    return 1;
+}
+
+static void MODE9_switched_connections_cache_where_they_were_made(void **state)
+{
+    char what[128];
+
+    (void)state;
+    for EACH_KIND(k)
+        for (int way = 0; way < WAYS; way++) {
+            SSL_CTX *client = client_ctx(k->version);
+            SSL_CTX *first = caching_server(k->version), *second = caching_server(k->version);
+            SSL_SESSION *ours, *offer;
+            pair p;
+
+            set_switch(first, second, (enum way)way);
+            told_first = told_second = 0;
+            SSL_CTX_sess_set_new_cb(first, on_new_of_first);
+            SSL_CTX_sess_set_new_cb(second, on_new_of_second);
+            count_removals_of(first);
+            p = connect_named(client, first, NULL);
+            assert_ptr_equal(SSL_get_SSL_CTX(p.server), second);
+            ours = SSL_get1_session(p.server);
+            offer = SSL_get1_session(p.client);
+
+            snprintf(what, sizeof(what), "switched by %s: stored in the context it was made with", way_names[way]);
+            observe_bool("MODE9", in(k, what), in_cache(first, k->version, ours) && told_first == 1, 1, 1);
+            snprintf(what, sizeof(what), "switched by %s: stored in the context it changed over to", way_names[way]);
+            observe_bool("MODE9", in(k, what), in_cache(second, k->version, ours) || SSL_CTX_sess_number(second) > 0
+                                               || told_second > 0, 0, 0);
+            observe_bool("ID1", in(k, "a switched SSL asks the context it was made with"), has(p.server, ours), 1, 1);
+            tls_close(&p);
+
+            p = connect_named(client, first, offer);
+            snprintf(what, sizeof(what), "switched by %s: resumed", way_names[way]);
+            observe_bool("MODE9", in(k, what), tls_resumed(&p), 1, 1);
+            assert_ptr_equal(SSL_get_SSL_CTX(p.server), second);
+            SSL_SESSION_free(ours);
+            ours = SSL_get1_session(p.server);
+            SSL_SESSION_free(offer);
+            offer = SSL_get1_session(p.client);
+            removed.count = 0;
+            tls_drop(&p); /* condemned, where it was stored */
+            snprintf(what, sizeof(what), "switched by %s: a bad end reaches the cache it is in", way_names[way]);
+            observe_bool("GET5", in(k, what), !in_cache(first, k->version, ours) && removed.count == 1
+                                              && removed.ctx == first, 1, 1);
+            SSL_SESSION_free(offer);
+            offer = tls_session(client, second);
+            snprintf(what, sizeof(what), "switched by %s: one of the other context's own is resumed", way_names[way]);
+            p = connect_named(client, first, offer);
+            observe_bool("MODE9", in(k, what), tls_resumed(&p), 0, 0);
+            tls_close(&p);
+            SSL_SESSION_free(ours);
+            SSL_SESSION_free(offer);
+            SSL_CTX_free(client);
+            SSL_CTX_free(first);
+            SSL_CTX_free(second);
+        }
+}
+
+/* The mode of the context that the SSL was made with counts; OFF in the other takes the id from a TLS 1.2 session. */
+static void MODE9_modes_of_switched_connections(void **state)
+{
+    const long server = SSL_SESS_CACHE_SERVER, no_internal = SSL_SESS_CACHE_SERVER | SSL_SESS_CACHE_NO_INTERNAL;
+    const struct { const char *what; long first, second; int stored_tls12, stored_tls13; } cases[] = {
+        { "switched, NO_INTERNAL in the other context: stored", server, no_internal, 1, 1 },
+        { "switched, OFF in the other context: stored", server, SSL_SESS_CACHE_OFF, 0, 1 },
+        { "switched, NO_INTERNAL in the first context: stored", no_internal, server, 0, 0 },
+        { "switched, OFF in the first context: stored", SSL_SESS_CACHE_OFF, server, 0, 0 },
+    };
+
+    (void)state;
+    for EACH_KIND(k) {
+        SSL_CTX *client = client_ctx(k->version), *first, *second;
+        pair p;
+
+        for (int i = 0; i < 4; i++) {
+            const int stored = k->version == TLS1_3_VERSION ? cases[i].stored_tls13 : cases[i].stored_tls12;
+
+            first = caching_server(k->version);
+            second = caching_server(k->version);
+            SSL_CTX_set_session_cache_mode(first, cases[i].first);
+            SSL_CTX_set_session_cache_mode(second, cases[i].second);
+            set_switch(first, second, BY_SERVERNAME);
+            p = connect_named(client, first, NULL);
+            observe_int("MODE9", in(k, cases[i].what), SSL_CTX_sess_number(first) + 10 * SSL_CTX_sess_number(second),
+                        stored, stored);
+            tls_close(&p);
+            SSL_CTX_free(first);
+            SSL_CTX_free(second);
+        }
+        SSL_CTX_free(client);
+    }
+}
+
+/* Whichever of the two the application frees first, the SSL holds both. */
+static void GET2_contexts_freed_under_a_switched_connection(void **state)
+{
+    (void)state;
+    for EACH_KIND(k)
+        for (int order = 0; order < 2; order++) {
+            SSL_CTX *client = client_ctx(k->version);
+            SSL_CTX *first = caching_server(k->version), *second = caching_server(k->version);
+            const int tickets = k->version == TLS1_3_VERSION ? 2 : 1;
+            SSL_SESSION *ours, *offer;
+            pair p;
+
+            set_switch(first, second, BY_SERVERNAME);
+            count_removals_of(first);
+            p = connect_named(client, first, NULL);
+            ours = SSL_get1_session(p.server);
+            offer = SSL_get1_session(p.client);
+            SSL_CTX_free(order == 0 ? first : second);
+            observe_bool("GET2", in(k, order == 0 ? "switched, then the first context freed: still cached"
+                                                  : "switched, then the other context freed: still cached"),
+                         has(p.server, ours) && removed.count == 0, 1, 1);
+            reconnect(&p, client, offer);
+            observe_bool("GET2", in(k, order == 0 ? "switched, then the first context freed: the SSL resumes"
+                                                  : "switched, then the other context freed: the SSL resumes"),
+                         tls_resumed(&p), 1, 1);
+            SSL_CTX_free(order == 0 ? second : first);
+            assert_true(tls_echo(&p));
+            removed.count = 0;
+            tls_close(&p);
+            observe_int("CB5", in(k, order == 0 ? "switched, first context freed first: removals at the end"
+                                                : "switched, other context freed first: removals at the end"),
+                        removed.count, tickets, tickets);
+            SSL_SESSION_free(ours);
+            SSL_SESSION_free(offer);
+            SSL_CTX_free(client);
+        }
+}
+
+/* There, on to a third, and back: the cache is always that of the context the SSL was made with. */
+static void MODE9_switched_several_times(void **state)
+{
+    (void)state;
+    for EACH_KIND(k)
+        for (int back = 0; back < 2; back++) {
+            SSL_CTX *client = client_ctx(k->version), *third = caching_server(k->version);
+            SSL_CTX *first = caching_server(k->version), *second = caching_server(k->version);
+            pair p = tls_prepare(client, first);
+
+            assert_ptr_equal(SSL_set_SSL_CTX(p.server, second), second);
+            assert_ptr_equal(SSL_set_SSL_CTX(p.server, third), third);
+            if (back)
+                assert_ptr_equal(SSL_set_SSL_CTX(p.server, NULL), first);
+            assert_true(tls_drive(&p));
+            observe_int("MODE9", in(k, back ? "switched twice and back: contexts that stored it"
+                                            : "switched twice: contexts that stored it"),
+                        100 * SSL_CTX_sess_number(first) + 10 * SSL_CTX_sess_number(second)
+                        + SSL_CTX_sess_number(third), 100, 100);
+            tls_close(&p);
+            SSL_CTX_free(client);
+            SSL_CTX_free(first);
+            SSL_CTX_free(second);
+            SSL_CTX_free(third);
+        }
+}
+
+/* SSL_dup makes its copy with the context that the SSL has changed over to: that one caches. */
+static void MODE9_SSL_dup_of_a_switched_SSL(void **state)
+{
+    (void)state;
+    for EACH_KIND(k) {
+        SSL_CTX *client = client_ctx(k->version);
+        SSL_CTX *first = caching_server(k->version), *second = caching_server(k->version);
+        SSL_SESSION *offer;
+        pair p = tls_prepare(client, first);
+        BIO *bio = SSL_get_rbio(p.server);
+        SSL *copy;
+
+        assert_ptr_equal(SSL_set_SSL_CTX(p.server, second), second);
+        copy = SSL_dup(p.server);
+        assert_non_null(copy);
+        assert_ptr_equal(SSL_get_SSL_CTX(copy), second);
+        assert_int_equal(BIO_up_ref(bio), 1);
+        SSL_set_bio(copy, bio, bio);
+        SSL_free(p.server);
+        p.server = copy;
+        assert_true(tls_drive(&p));
+        observe_int("MODE9", in(k, "SSL_dup of a switched SSL: contexts that stored it"),
+                    10 * SSL_CTX_sess_number(first) + SSL_CTX_sess_number(second), 1, 1);
+        offer = SSL_get1_session(p.client);
+        tls_close(&p);
+        observe_bool("MODE9", in(k, "SSL_dup of a switched SSL: the other context resumes"),
+                     tls_resumes(client, second, offer), 1, 1);
+        SSL_SESSION_free(offer);
+        SSL_CTX_free(client);
+        SSL_CTX_free(first);
+        SSL_CTX_free(second);
+    }
+}
+
+/* ---- flushed, used again, freed ---- */
+
+static void CB5_flush_of_all_then_more_use(void **state)
+{
+    (void)state;
+    for EACH_KIND(k)
+        for (int late = 0; late < 2; late++) {
+            SSL_CTX *client = client_ctx(k->version), *server = caching_server(k->version);
+            const int tickets = k->version == TLS1_3_VERSION ? 2 : 1; /* a TLS 1.3 resumption brings a new one */
+            SSL_SESSION *offer;
+
+            count_removals_of(server);
+            SSL_CTX_flush_sessions(server, 0);
+            observe_int("CB5", in(k, "flush of an empty cache: removals"), removed.count, 0, 0);
+            for (int round = 1; round <= 3; round++) {
+                offer = tls_session(client, server);
+                SSL_CTX_flush_sessions(server, late ? LONG_MAX : 0);
+                observe_int("CB5", in(k, late ? "flush at the end of time: removals" : "flush of all: removals"),
+                            removed.count, 1, 1);
+                assert_int_equal(SSL_CTX_sess_number(server), 0);
+                assert_false(tls_resumes(client, server, offer)); /* a full handshake, so one more is cached */
+                SSL_SESSION_free(offer);
+                assert_int_equal(SSL_CTX_sess_number(server), 1);
+                SSL_CTX_flush_sessions(server, late ? LONG_MAX : 0);
+                removed.count = 0;
+            }
+            offer = tls_session(client, server);
+            observe_bool("GET2", in(k, late ? "flushes at the end of time, then a new session: resumed"
+                                            : "flushes of all, then a new session: resumed"),
+                         tls_resumes(client, server, offer), 1, 1);
+            SSL_SESSION_free(offer);
+            removed.count = 0;
+            SSL_CTX_free(server);
+            observe_int("CB5", in(k, late ? "flushes at the end of time, then freed: removals"
+                                          : "flushes of all, then freed: removals"),
+                        removed.count, tickets, tickets);
+            SSL_CTX_free(client);
+        }
+}
+
+/* ---- ex_data of a context that is being freed ---- */
+
+struct diary { int removals, frees, removals_at_free; };
+
+static int lower_index, upper_index;
+
+static void diary_free(void *parent, void *ptr, CRYPTO_EX_DATA *ad, int index, long argl, void *argp)
+{
+    struct diary *diary = ptr;
+
+    (void)parent, (void)ad, (void)index, (void)argl, (void)argp;
+    if (diary == NULL)
+        return;
+    diary->frees++;
+    diary->removals_at_free = diary->removals;
+}
+
+static void write_diary(SSL_CTX *ctx, SSL_SESSION *session)
+{
+    struct diary *lower = SSL_CTX_get_ex_data(ctx, lower_index), *upper = SSL_CTX_get_ex_data(ctx, upper_index);
+
+    (void)session;
+    lower->removals++;
+    upper->removals++;
+}
+
+static void CB5_ex_data_while_the_context_is_freed(void **state)
+{
+    struct diary lower = { 0, 0, 0 }, upper = { 0, 0, 0 };
+    SSL_CTX *ctx;
+
+    (void)state;
+    lower_index = SSL_CTX_get_ex_new_index(0, NULL, NULL, NULL, diary_free);
+    ctx = server_ctx(TLS1_2_VERSION);
+    upper_index = SSL_CTX_get_ex_new_index(0, NULL, NULL, NULL, diary_free);
+    SSL_CTX_set_ex_data(ctx, lower_index, &lower);
+    SSL_CTX_set_ex_data(ctx, upper_index, &upper);
+    SSL_CTX_sess_set_remove_cb(ctx, write_diary);
+    for (unsigned char i = 0; i < 5; i++) {
+        SSL_SESSION *session = made_session(TLS1_2_VERSION, i);
+
+        assert_int_equal(SSL_CTX_add_session(ctx, session), 1);
+        SSL_SESSION_free(session);
+    }
+    SSL_CTX_free(ctx);
+    observe_int("CB5", "SSL_CTX_free: remove_cb calls that read the context's ex_data", lower.removals, 5, 5);
+    observe_bool("CB5", "SSL_CTX_free: ex_data is freed once, after the last remove_cb",
+                 lower.frees == 1 && upper.frees == 1 && lower.removals_at_free == 5 && upper.removals_at_free == 5,
+                 1, 1);
+}
+
+#if OPENSSL_VERSION_NUMBER >= 0x30000000L
+/* Each library context numbers its ex_data by itself: indices of two may be equal and mean different things. */
+static void CB5_context_of_another_library_context(void **state)
+{
+    OSSL_LIB_CTX *library = OSSL_LIB_CTX_new(), *usual;
+    SSL_SESSION *session = made_session(TLS1_2_VERSION, 1), *other = made_session(TLS1_2_VERSION, 2);
+    SSL_SESSION *third = made_session(TLS1_2_VERSION, 3);
+    SSL_CTX *here = server_ctx(TLS1_2_VERSION), *there, *explicit;
+
+    (void)state;
+    explicit = SSL_CTX_new_ex(library, NULL, TLS_server_method());
+    assert_non_null(explicit);
+    usual = OSSL_LIB_CTX_set0_default(library);
+    there = SSL_CTX_new(TLS_server_method());
+    assert_non_null(there);
+    assert_int_equal(SSL_CTX_add_session(there, session), 1);
+    OSSL_LIB_CTX_set0_default(usual);
+    assert_int_equal(SSL_CTX_add_session(here, other), 1);
+    assert_int_equal(SSL_CTX_add_session(explicit, third), 1);
+    observe_bool("MODE9", "contexts of two library contexts: each has its own",
+                 in_cache(there, TLS1_2_VERSION, session) && !in_cache(there, TLS1_2_VERSION, other)
+                 && SSL_CTX_sess_number(here) == 1 && SSL_CTX_sess_number(explicit) == 1, 1, 1);
+    count_removals_of(there);
+    SSL_CTX_free(there);
+    observe_bool("CB5", "context of another library context: remove_cb when freed",
+                 removed.count == 1 && removed.ctx == there, 1, 1);
+    SSL_CTX_free(explicit);
+    SSL_CTX_free(here);
+    SSL_SESSION_free(session);
+    SSL_SESSION_free(other);
+    SSL_SESSION_free(third);
+    OSSL_LIB_CTX_free(library);
+}
+#endif
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        RULE_TEST(CB5_context_freed_before_its_connections),
+        RULE_TEST(GET2_resuming_on_an_SSL_whose_context_was_freed),
+        RULE_TEST(GET2_sessions_outlive_their_context),
+        RULE_TEST(CB5_up_ref_and_free),
+        RULE_TEST(MODE9_many_contexts),
+        RULE_TEST(MODE9_contexts_of_several_threads),
+        RULE_TEST(MODE9_switched_connections_cache_where_they_were_made),
+        RULE_TEST(MODE9_modes_of_switched_connections),
+        RULE_TEST(GET2_contexts_freed_under_a_switched_connection),
+        RULE_TEST(MODE9_switched_several_times),
+        RULE_TEST(MODE9_SSL_dup_of_a_switched_SSL),
+        RULE_TEST(CB5_flush_of_all_then_more_use),
+        RULE_TEST(CB5_ex_data_while_the_context_is_freed),
+#if OPENSSL_VERSION_NUMBER >= 0x30000000L
+        RULE_TEST(CB5_context_of_another_library_context),
+#endif
+    };
+
+    return RUN_PAGE("SSL_CTX_new", tests);
+}

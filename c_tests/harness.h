@@ -1,0 +1,82 @@
+/*
+ * What every test of c_tests/ stands on: contexts with a fresh certificate, whole TLS handshakes in memory,
+ * a count of every SSL_SESSION alive, and observe(), which checks a rule and records what was seen.
+ *
+ * A test program speaks OpenSSL's public API only. The Makefile links it twice, with libssl alone and with
+ * libreprise ahead of libssl; the same code runs on both sides.
+ */
+#ifndef HARNESS_H
+#define HARNESS_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <openssl/ssl.h>
+
+/* Which library answers, and by which semantics. */
+enum subject { STOCK, DOCUMENTED, STOCK_LIKE };
+enum subject subject(void);       /* from reprise_version() being in the process and REPRISE_SEMANTICS */
+
+/*
+ * `observed` was seen for `rule` ("CB3"); `what` names the situation in a few words and is unique within the rule.
+ * Fails the test unless it is what is expected of the subject. Recorded as one line in the file $CONFORMANCE
+ * (appended; tab separated: rule, what, observed), from which docs/conformance.md is made.
+ */
+void observe(const char *rule, const char *what, const char *observed, const char *documented, const char *stock);
+/* The same where even stock semantics may not copy stock (crashes, deadlocks). */
+void observe3(const char *rule, const char *what, const char *observed, const char *documented,
+              const char *stock_like, const char *stock);
+/* The same where all sides agree, for numbers and for truths. */
+void observe_same(const char *rule, const char *what, const char *observed, const char *expected);
+void observe_int(const char *rule, const char *what, long observed, long documented, long stock);
+void observe_bool(const char *rule, const char *what, int observed, int documented, int stock); /* "yes" / "no" */
+const char *number(long n);       /* a decimal, good until 8 further calls */
+
+/* Sessions alive in the process (counted by SSL_SESSION ex_data callbacks), and the test's setup and teardown: */
+int sessions_alive(void);
+/* setup notes the count; teardown fails the test unless it is back: every session freed, none twice. */
+int references_setup(void **state);
+int references_teardown(void **state);
+#define RULE_TEST(f) cmocka_unit_test_setup_teardown(f, references_setup, references_teardown)
+
+/* Contexts. `version` is TLS1_2_VERSION, TLS1_3_VERSION or DTLS1_2_VERSION: exactly that one. The server has a
+ * certificate (one key for the process, made at first use) and the session id context "c_tests". */
+SSL_CTX *server_ctx(int version);
+SSL_CTX *client_ctx(int version);
+
+/* A connection in memory (BIO pairs). */
+typedef struct { SSL *client, *server; } pair;
+/* Handshakes to the end, TLS 1.3 tickets delivered, offering `offer` (may be NULL). Fails the test if it fails. */
+pair tls_connect(SSL_CTX *client, SSL_CTX *server, SSL_SESSION *offer);
+/* The same, but returns 0 when the handshake fails (the pair is freed then), 1 when it succeeds. */
+int tls_try(SSL_CTX *client, SSL_CTX *server, SSL_SESSION *offer, pair *out);
+/* Connected SSLs that the caller made and set up (NULL SSL: made here), handshake not begun; then drive it. */
+pair tls_prepare(SSL_CTX *client, SSL_CTX *server);
+int tls_drive(pair *p);           /* 1 both done, 0 failed; leaves the pair in place */
+int tls_resumed(const pair *p);   /* both sides agree, or the test fails */
+void tls_close(pair *p);          /* SSL_shutdown on both sides, then free: a good end, sessions stay */
+void tls_drop(pair *p);           /* SSL_free without SSL_shutdown: libssl condemns the sessions (GET5) */
+int tls_echo(pair *p);            /* a few bytes each way; 1 when they arrive */
+
+/* A full handshake closed well; returns the client's resumable session, one reference for the caller. */
+SSL_SESSION *tls_session(SSL_CTX *client, SSL_CTX *server);
+/* Connects offering `offer`, closes well; 1 when it was resumed. */
+int tls_resumes(SSL_CTX *client, SSL_CTX *server, SSL_SESSION *offer);
+
+/* A session made by hand, no handshake: id of 32 bytes of `fill`, that version, a cipher and a master key,
+ * time now, timeout 300. One reference for the caller. */
+SSL_SESSION *made_session(int version, unsigned char fill);
+
+/* Is the session with this id in ctx's internal cache? Asked by SSL_has_matching_session_id. */
+int in_cache(SSL_CTX *ctx, int version, const SSL_SESSION *session);
+
+/* Runs `f(arg)` in a forked child for at most `seconds`: "returns N", "deadlocks", or "crashes" (killed by a signal). */
+const char *in_child(int (*f)(void *), void *arg, unsigned seconds);
+
+/* cmocka's main with the name of the manual page; returns what main returns. */
+#define RUN_PAGE(page, tests) cmocka_run_group_tests_name(page, tests, NULL, NULL)
+
+#endif

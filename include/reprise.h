@@ -1,0 +1,392 @@
+/*
+ * Reprise: OpenSSL's session cache as a library of its own. Generated from the Rust sources; do not edit.
+ *
+ * Link with -lreprise ahead of -lssl -lcrypto. Every function that Reprise answers instead of libssl is declared again,
+ * so that the compiler compares the prototypes; the names that OpenSSL has as macros are functions here.
+ */
+
+#ifndef REPRISE_H
+#define REPRISE_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <time.h>
+
+#include <openssl/ssl.h>
+
+#undef SSL_CTX_get_session_cache_mode
+#undef SSL_CTX_sess_accept
+#undef SSL_CTX_sess_accept_good
+#undef SSL_CTX_sess_accept_renegotiate
+#undef SSL_CTX_sess_cache_full
+#undef SSL_CTX_sess_cb_hits
+#undef SSL_CTX_sess_connect
+#undef SSL_CTX_sess_connect_good
+#undef SSL_CTX_sess_connect_renegotiate
+#undef SSL_CTX_sess_get_cache_size
+#undef SSL_CTX_sess_hits
+#undef SSL_CTX_sess_misses
+#undef SSL_CTX_sess_number
+#undef SSL_CTX_sess_set_cache_size
+#undef SSL_CTX_sess_timeouts
+#undef SSL_CTX_set_session_cache_mode
+#undef SSL_get0_session
+
+// Do what the manual pages promise.
+#define REPRISE_SEMANTICS_DOCUMENTED 0
+
+// Do what the loaded libssl does where it differs from the manual pages.
+#define REPRISE_SEMANTICS_STOCK 1
+
+// The version of the struct that follows.
+#define REPRISE_STATS_VERSION 1
+
+// SSL_MAX_SSL_SESSION_ID_LENGTH
+#define Key_LONGEST 32
+
+// What happened in the cache of an SSL_CTX since it was made. Later versions only add fields at the end.
+typedef struct {
+  // REPRISE_STATS_VERSION of the library.
+  uint32_t version;
+  // The bytes that the library filled in.
+  uint32_t size;
+  // Sessions in the cache now.
+  uint64_t sessions;
+  // Sessions that entered the cache.
+  uint64_t stored;
+  // Left because another object with the same id came.
+  uint64_t replaced;
+  // Left because the cache was full.
+  uint64_t evicted;
+  // Cleared on their own after they had expired.
+  uint64_t expired;
+  // Left through SSL_CTX_flush_sessions.
+  uint64_t flushed;
+  // Left through SSL_CTX_remove_session, called by the program or by libssl.
+  uint64_t removed;
+  // Left because new_cb returned 0.
+  uint64_t rejected;
+  // Left to the one connection that may use them for early data.
+  uint64_t taken;
+  // Removals of sessions that were not cached.
+  uint64_t condemned;
+  // A server asked the cache for a session and had it.
+  uint64_t hits;
+  // A server asked the cache for a session that was not there.
+  uint64_t misses;
+  // A server asked for a session that is there but marked not resumable.
+  uint64_t unusable;
+  // get_cb had the session.
+  uint64_t external_hits;
+  // get_cb had none.
+  uint64_t external_misses;
+  // get_cb returned one that could not be used: another id or version, incomplete, marked not resumable.
+  uint64_t external_refused;
+  // Tickets for early data that were shown again after they had been accepted.
+  uint64_t replays;
+  // Sessions that libssl negotiated and handed to the cache.
+  uint64_t negotiated;
+  // Sessions that could not be stored for want of memory.
+  uint64_t store_errors;
+} reprise_stats;
+
+
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+// Sets the callback for each session that was negotiated. It is given a reference of its own: returning 1 keeps it,
+// returning 0 gives it back, and the session leaves the internal cache (CB2 to CB4). NULL sets none.
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX, the callback a function of this type.
+void SSL_CTX_sess_set_new_cb(SSL_CTX *ctx, int (*new_session_cb)(SSL *ssl, SSL_SESSION *sess));
+
+// Sets the callback for each session that leaves the internal cache or that libssl condemns (CB5, CB6). Its result
+// does not exist; the session stays the library's.
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX, the callback a function of this type.
+void SSL_CTX_sess_set_remove_cb(SSL_CTX *ctx, void (*remove_session_cb)(SSL_CTX *ctx, SSL_SESSION *sess));
+
+// Sets the callback that a server asks for a session which the internal cache does not have (CB7 to CB10). `*copy` is
+// 1 before the call; a callback that sets it to 0 passes its own reference on.
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX, the callback a function of this type.
+void SSL_CTX_sess_set_get_cb(SSL_CTX *ctx, SSL_SESSION *(*get_session_cb)(SSL *ssl,
+                                                                          const unsigned char *data,
+                                                                          int len,
+                                                                          int *copy));
+
+// The callback that was set, NULL if none is (CB1).
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX.
+int (*SSL_CTX_sess_get_new_cb(SSL_CTX *ctx))(SSL *ssl, SSL_SESSION *sess);
+
+// The callback that was set, NULL if none is (CB1).
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX.
+void (*SSL_CTX_sess_get_remove_cb(SSL_CTX *ctx))(SSL_CTX *ctx, SSL_SESSION *sess);
+
+// The callback that was set, NULL if none is (CB1).
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX.
+SSL_SESSION *(*SSL_CTX_sess_get_get_cb(SSL_CTX *ctx))(SSL *ssl, const unsigned char *data, int len, int *copy);
+
+// The session of a connection, without a reference: it may go with the next operation (GET1, GET3, GET4). NULL where
+// there is none.
+//
+// # Safety
+// `ssl` is NULL or a live connection.
+SSL_SESSION *SSL_get_session(const SSL *ssl);
+
+// The same as SSL_get_session (GET1).
+//
+// # Safety
+// `ssl` is NULL or a live connection.
+SSL_SESSION *SSL_get0_session(const SSL *ssl);
+
+// The session of a connection with a reference for the caller, who frees it (GET2). NULL where there is none.
+//
+// # Safety
+// `ssl` is NULL or a live connection.
+SSL_SESSION *SSL_get1_session(SSL *ssl);
+
+// Moves a connection to another SSL_CTX, as a servername callback does. Sessions go on being cached in the one that the
+// connection was made with. Returns the connection's SSL_CTX, NULL on failure.
+//
+// # Safety
+// `ssl` is NULL or a live connection, `ctx` NULL or a live SSL_CTX.
+SSL_CTX *SSL_set_SSL_CTX(SSL *ssl, SSL_CTX *ctx);
+
+// Whether a session with this id, of the connection's protocol version, is in the internal cache: 1 or 0 (ID1).
+//
+// # Safety
+// `ssl` is NULL or a live connection, `id` is NULL or `id_len` bytes.
+int SSL_has_matching_session_id(const SSL *ssl, const unsigned char *id, unsigned int id_len);
+
+// Sets the function that makes the session ids of a context's servers, NULL for libssl's own. An id that is in the
+// internal cache fails the handshake (ID1). Returns 1; 0 for NULL.
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX, `cb` a function of this type.
+int SSL_CTX_set_generate_session_id(SSL_CTX *ctx, GEN_SESSION_CB cb);
+
+// The same for one connection, whose function wins over its context's.
+//
+// # Safety
+// `ssl` is NULL or a live connection, `cb` a function of this type.
+int SSL_set_generate_session_id(SSL *ssl, GEN_SESSION_CB cb);
+
+// Makes an SSL_CTX whose session cache Reprise serves. NULL on failure, with libssl's error on the queue.
+//
+// # Safety
+// As libssl requires.
+SSL_CTX *SSL_CTX_new(const SSL_METHOD *method);
+
+// The same in a library context and with a property query (OpenSSL has it since 3.0).
+//
+// # Safety
+// As libssl requires.
+SSL_CTX *SSL_CTX_new_ex(OSSL_LIB_CTX *libctx, const char *propq, const SSL_METHOD *method);
+
+// Makes a connection. Here expired sessions are cleared a few at a time (MODE5): a connection that is resumed by a ticket,
+// and a client's, may not touch the cache at all. NULL on failure, with libssl's error on the queue.
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX.
+SSL *SSL_new(SSL_CTX *ctx);
+
+// SSL_CTX_ctrl(3): the cache mode (44, 45), the cache size (42, 43) and the counters (20 to 31) are answered here,
+// everything else by libssl.
+//
+// # Safety
+// As libssl requires for `cmd`.
+long SSL_CTX_ctrl(SSL_CTX *ctx, int cmd, long larg, void *parg);
+
+// Sets the cache mode, all bits as given, and returns the previous one (MODE1 to MODE10). NULL: 0.
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX.
+long SSL_CTX_set_session_cache_mode(SSL_CTX *ctx, long mode);
+
+// The cache mode; SSL_SESS_CACHE_SERVER unless it was set (MODE1). NULL: 0.
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX.
+long SSL_CTX_get_session_cache_mode(SSL_CTX *ctx);
+
+// Sets how many sessions the internal cache holds, 0 for no limit, and returns the previous size (SIZE1, SIZE2). NULL
+// and a negative size: 0, and nothing changes.
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX.
+long SSL_CTX_sess_set_cache_size(SSL_CTX *ctx, long t);
+
+// How many sessions the internal cache holds at most, 0 for no limit; 20480 unless it was set (SIZE1). NULL: 0.
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX.
+long SSL_CTX_sess_get_cache_size(SSL_CTX *ctx);
+
+// Sessions in the internal cache now (STAT1). NULL: 0, here and below.
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX.
+long SSL_CTX_sess_number(SSL_CTX *ctx);
+
+// Handshakes begun as a client (STAT1).
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX.
+long SSL_CTX_sess_connect(SSL_CTX *ctx);
+
+// Handshakes finished as a client (STAT1).
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX.
+long SSL_CTX_sess_connect_good(SSL_CTX *ctx);
+
+// Renegotiations begun as a client (STAT1).
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX.
+long SSL_CTX_sess_connect_renegotiate(SSL_CTX *ctx);
+
+// Handshakes begun as a server (STAT1).
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX.
+long SSL_CTX_sess_accept(SSL_CTX *ctx);
+
+// Handshakes finished as a server (STAT1).
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX.
+long SSL_CTX_sess_accept_good(SSL_CTX *ctx);
+
+// Renegotiations begun as a server (STAT1).
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX.
+long SSL_CTX_sess_accept_renegotiate(SSL_CTX *ctx);
+
+// Sessions reused (STAT1).
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX.
+long SSL_CTX_sess_hits(SSL_CTX *ctx);
+
+// Sessions that get_cb had (STAT1).
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX.
+long SSL_CTX_sess_cb_hits(SSL_CTX *ctx);
+
+// Sessions that were proposed by clients and not found in the internal cache (STAT1).
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX.
+long SSL_CTX_sess_misses(SSL_CTX *ctx);
+
+// Sessions that were proposed by clients and had expired (STAT1).
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX.
+long SSL_CTX_sess_timeouts(SSL_CTX *ctx);
+
+// Sessions that left because the cache was full (STAT1).
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX.
+long SSL_CTX_sess_cache_full(SSL_CTX *ctx);
+
+// Puts `session` into the internal cache, which takes one reference (ADD1). Another object with its id leaves (ADD2).
+// Works under NO_INTERNAL_STORE and with caching off, too (ADD4).
+//
+// Returns 1, or 0 if this very object is cached already (ADD3), if it has no id, or if there is no memory for it.
+//
+// # Safety
+// `ctx` and `session` are NULL or live.
+int SSL_CTX_add_session(SSL_CTX *ctx, SSL_SESSION *session);
+
+// Removes the session with the id of `session` from the internal cache, which frees its reference, marks it and
+// `session` not resumable and calls remove_cb (ADD5, ADD6, CB5, CB6).
+//
+// Returns 1, or 0 if no such session is cached; NULL and a session without an id are not.
+//
+// # Safety
+// `ctx` and `session` are NULL or live.
+int SSL_CTX_remove_session(SSL_CTX *ctx, SSL_SESSION *session);
+
+// Removes every session that has expired at `tm`, in seconds since the epoch, all of them for 0 (FLUSH1). Each is
+// marked not resumable, remove_cb is called for it, and the cache's reference is freed.
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX.
+void SSL_CTX_flush_sessions(SSL_CTX *ctx, long tm);
+
+// SSL_CTX_flush_sessions with a time_t, for every libssl (OpenSSL has it since 3.4).
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX.
+void SSL_CTX_flush_sessions_ex(SSL_CTX *ctx, time_t tm);
+
+// The sessions in the internal cache as an LHASH. It is a picture of the cache as it is now: it does not change with the
+// cache, and is good until the next call for this `ctx` or the end of `ctx`.
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX.
+LHASH_OF(SSL_SESSION) *SSL_CTX_sessions(SSL_CTX *ctx);
+
+// The version of the library, "MAJOR.MINOR.PATCH". Static.
+const char *reprise_version(void);
+
+// Chooses REPRISE_SEMANTICS_DOCUMENTED or REPRISE_SEMANTICS_STOCK for one SSL_CTX, best before it is used; the
+// environment variable REPRISE_SEMANTICS chooses for all. Returns 1, or 0 with an error on the queue.
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX.
+int reprise_ctx_set_semantics(SSL_CTX *ctx, int semantics);
+
+// The semantics of an SSL_CTX, or -1 with an error on the queue.
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX.
+int reprise_ctx_get_semantics(SSL_CTX *ctx);
+
+// Fills in `*stats`, which has `size` bytes: pass sizeof(reprise_stats). A program made for an older version gets the
+// fields it knows. Returns 1, or 0 with an error on the queue.
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX, `stats` is NULL or `size` writable bytes.
+int reprise_ctx_stats(SSL_CTX *ctx, reprise_stats *stats, size_t size);
+
+// Sets when `s` was established, in seconds since the epoch, and returns `t`; 0 for NULL.
+//
+// # Safety
+// `s` is NULL or a live session.
+long SSL_SESSION_set_time(SSL_SESSION *s, long t);
+
+// SSL_SESSION_set_time with a time_t, for every libssl (OpenSSL has it since 3.3).
+//
+// # Safety
+// `s` is NULL or a live session.
+time_t SSL_SESSION_set_time_ex(SSL_SESSION *s, time_t t);
+
+// Sets how many seconds after its time `s` expires. Returns 1; 0 for NULL.
+//
+// # Safety
+// `s` is NULL or a live session.
+long SSL_SESSION_set_timeout(SSL_SESSION *s, long t);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* REPRISE_H */

@@ -1,0 +1,43 @@
+#!/bin/sh
+# Installs what building and testing need and is missing. Who is not root is told the one line to run.
+set -eu
+
+missing=
+need() { # PACKAGE TEST...
+    package=$1
+    shift
+    "$@" >/dev/null 2>&1 || missing="$missing $package"
+}
+header() { for folder in /usr/include /usr/include/x86_64-linux-gnu /usr/include/aarch64-linux-gnu /usr/local/include; do
+    [ -e "$folder/$1" ] && return 0; done; return 1; }
+libclang() { ls /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so*; }
+
+need gcc            command -v cc
+need g++            command -v c++
+need pkg-config     command -v pkg-config
+need libssl-dev     header openssl/ssl.h
+need libclang-dev   libclang
+need libcmocka-dev  header cmocka.h
+need libsqlite3-dev header sqlite3.h
+need openssl        command -v openssl
+need curl           command -v curl
+need valgrind       command -v valgrind
+need nginx-light    command -v nginx
+need python3        test -x /usr/bin/python3
+need binutils       command -v readelf
+
+if [ -n "$missing" ]; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        export DEBIAN_FRONTEND=noninteractive
+        apt-get update -qq
+        # shellcheck disable=SC2086 # a list of words
+        apt-get install -y -qq --no-install-recommends $missing >/dev/null
+    else
+        echo "Something is missing. Run: sudo apt-get install$missing" >&2
+        exit 1
+    fi
+fi
+command -v cargo >/dev/null || {
+    echo "Rust 1.85 or newer is missing. See https://rustup.rs, or run: sudo apt-get install rustup && rustup default stable" >&2
+    exit 1
+}
