@@ -13,7 +13,7 @@ LIBRARY := target/release/libreprise.so
 HEADER  := include/reprise.h
 SOURCES := $(shell find src -type f) Cargo.toml Cargo.lock build.rs cbindgen.toml
 
-WARN    := -std=c11 -Wall -Wextra -Wpedantic -Werror
+WARN    := -std=c11 -D_GNU_SOURCE= -Wall -Wextra -Wpedantic -Werror
 TLS     := -lssl -lcrypto -lpthread -ldl
 REPRISE := -Iinclude -Ltarget/release -Wl,-rpath,$(CURDIR)/target/release -lreprise
 
@@ -114,13 +114,13 @@ lint: setup
 # --- the example server, the demo, the benchmarks -------------------------------------------------------------------
 
 target/server-stock: examples/server.c | setup
-	$(CC) $(CFLAGS) $(WARN) -D_GNU_SOURCE $< -o $@ -lsqlite3 $(TLS)
+	$(CC) $(CFLAGS) $(WARN) $< -o $@ -lsqlite3 $(TLS)
 
 target/server-reprise: examples/server.c $(LIBRARY) $(HEADER)
-	$(CC) $(CFLAGS) $(WARN) -D_GNU_SOURCE -DWITH_REPRISE $< -o $@ -lsqlite3 $(REPRISE) $(TLS)
+	$(CC) $(CFLAGS) $(WARN) -DWITH_REPRISE $< -o $@ -lsqlite3 $(REPRISE) $(TLS)
 
 target/reconnect: c_tests/tools/reconnect.c | setup
-	$(CC) $(CFLAGS) $(WARN) -D_GNU_SOURCE $< -o $@ $(TLS)
+	$(CC) $(CFLAGS) $(WARN) $< -o $@ $(TLS)
 
 demo: all target/server-stock target/server-reprise target/reconnect
 	@STOCK_SERVER=target/server-stock REPRISE_SERVER=target/server-reprise RECONNECT=target/reconnect examples/demo.sh

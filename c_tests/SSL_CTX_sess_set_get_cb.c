@@ -338,11 +338,10 @@ static void CB3_new_cb_returning_0(void **state)
         p = tls_connect(client, server, NULL);
         offered = SSL_get1_session(p.client);
         assert_int_equal(seen.new_calls, 1);
-        observe_bool("CB3", in(k, "returned 0", "cached"), in_cache(server, k->version, SSL_get_session(p.server)), 0, 1);
+        observe_bool("CB3", in(k, "returned 0", "cached"),
+                     in_cache(server, k->version, SSL_get_session(p.server)), 0, 1);
         observe_int("CB3", in(k, "returned 0", "sessions in the cache"), SSL_CTX_sess_number(server), 0, 1);
-        observe_int("CB3", in(k, "returned 0", "calls of remove_cb"), seen.remove_calls, 1, 0);
-        if (seen.remove_calls == 1)
-            assert_true(seen.removed_from == server && seen.removed == SSL_get_session(p.server));
+        observe_int("CB3", in(k, "returned 0", "calls of remove_cb"), seen.remove_calls, 0, 0);
         observe_bool("CB3", in(k, "returned 0", "the session is still resumable"),
                      SSL_SESSION_is_resumable(SSL_get_session(p.server)), 1, 1);
         tls_close(&p);
@@ -393,7 +392,8 @@ static void CB4_when_and_how_often(void **state)
             (void)SSL_do_handshake(p.server);
         before_connect_returned = seen.new_calls;
         assert_int_equal(tls_drive(&p), 1);
-        observe_int("CB4", in(k, "client", "calls before SSL_connect returned"), before_connect_returned, !tls13, !tls13);
+        observe_int("CB4", in(k, "client", "calls before SSL_connect returned"),
+                    before_connect_returned, !tls13, !tls13);
         observe_int("CB4", in(k, "client", "calls for 3 tickets"), seen.new_calls, all, all);
         memcpy(kept, seen.kept, sizeof(kept));
         for (int i = 1; i < all; i++)
@@ -446,7 +446,8 @@ static void CB5_expired(void **state)
 
         s = begin(k->version, SSL_SESS_CACHE_SERVER);
         SSL_CTX_sess_set_remove_cb(s.server, remove_cb);
-        SSL_CTX_flush_sessions(s.server, (long)SSL_SESSION_get_time(s.external) + SSL_SESSION_get_timeout(s.external) + 9);
+        SSL_CTX_flush_sessions(s.server, (long)SSL_SESSION_get_time(s.external)
+                                         + SSL_SESSION_get_timeout(s.external) + 9);
         observe_removed(k, "expired, when flushed", s.server, s.external);
         end(&s);
     }
@@ -787,7 +788,7 @@ struct case10 {
     enum copy copy;
 };
 
-enum { FULL, RESUMED, FAILED, LOST = 8 };
+enum { FULL, RESUMED, FAILED, LOST = 32 };
 
 static SSL_SESSION *faulty(scene *s, const struct case10 *c)
 {
@@ -842,8 +843,8 @@ static const char *outcome_of(struct case10 *c)
 {
     static const struct { const char *child, *outcome; } names[] = {
         { "returns 0", "full handshake" }, { "returns 1", "resumed" }, { "returns 2", "handshake fails" },
-        { "returns 8", "full handshake, a reference lost" }, { "returns 9", "resumed, a reference lost" },
-        { "returns 10", "handshake fails, a reference lost" },
+        { "returns 32", "full handshake, a reference lost" }, { "returns 33", "resumed, a reference lost" },
+        { "returns 34", "handshake fails, a reference lost" },
     };
     const char *result = in_child(answer_faulty, c, 10);
 
@@ -854,7 +855,8 @@ static const char *outcome_of(struct case10 *c)
 }
 
 /* What stock_like and stock make of it, for TLS 1.2 and 1.3; the documented semantics go on with a full handshake. */
-static void observe_fault(enum fault fault, const char *name, const char *const stock_like[2], const char *const stock[2])
+static void observe_fault(enum fault fault, const char *name,
+                          const char *const stock_like[2], const char *const stock[2])
 {
     for EACH_KIND(k) for (enum copy copy = ONE; copy <= ZERO; copy++) {
         struct case10 c = { k->version, fault, copy };
@@ -1107,22 +1109,25 @@ static void CB11_get_cb_calls_back(void **state)
     observe_calls(GET, "get_cb", works, works, works);
 }
 
-/* Where stock calls back under its lock, the calls made there fail; glibc sees the deadlock coming. */
+/*
+ * Where stock calls back under its lock, glibc sees the deadlock coming and the calls made there fail. 1.1.1 does not
+ * look, and unlocks what it did not lock: it works, crashes or deadlocks as chance has it, and is not observed.
+ */
 static void CB11_remove_cb_calls_back(void **state)
 {
     static const char *const never[2] = { "never called", "never called" };
     static const char *const fails[2] = { "a call fails", "a call fails" };
-    static const char *const deadlocks[2] = { "deadlocks", "deadlocks" };
-    int in_3 = since(3, 0, 0) && !since(4, 0, 0);
-    const char *const *locked = in_3 ? fails : works;
+    const char *const *locked = since(4, 0, 0) ? works : fails;
     const char *const expired[2] = { works[0], locked[1] };
 
     (void)state;
     observe_calls(REMOVE, "remove_cb on SSL_CTX_remove_session", works, works, works);
     observe_calls(CONDEMN, "remove_cb on a missing shutdown", works, works, works);
-    observe_calls(EXPIRE, "remove_cb on an expired session", works, works, expired);
     observe_calls(REPLACE, "remove_cb on a replaced session", works, never, never);
-    observe_calls(OVERFLOW, "remove_cb on a full cache", works, works, since(3, 0, 0) ? locked : deadlocks);
+    if (subject() == STOCK && !since(3, 0, 0))
+        return;
+    observe_calls(EXPIRE, "remove_cb on an expired session", works, works, expired);
+    observe_calls(OVERFLOW, "remove_cb on a full cache", works, works, locked);
     observe_calls(FLUSH, "remove_cb on SSL_CTX_flush_sessions", works, works, locked);
     observe_calls(FREE, "remove_cb on SSL_CTX_free", works, works, locked);
     observe_calls(FLUSH_IN_FLUSH, "remove_cb that flushes", works, works, works);

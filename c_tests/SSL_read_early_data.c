@@ -503,7 +503,7 @@ static void REPLAY1_of_racing_threads_one_is_accepted_external_cache(void **stat
         for (deletes = 0; deletes < 2; deletes++) {
             SSL_CTX *server = server_with_external_cache(mode[i], deletes), *client = client_ctx(TLS1_3_VERSION);
 
-            assert_int_equal(rounds_with_exactly_one(client, server, 10), 10);
+            assert_int_equal(rounds_with_exactly_one(client, server, ROUNDS), ROUNDS);
             SSL_CTX_free(client);
             SSL_CTX_free(server);
         }

@@ -1,38 +1,47 @@
 #!/bin/sh
 # Runs the programs of c_tests/ on each side: on stock libssl, on Reprise as documented, on Reprise as stock.
-# `--valgrind` runs both sides of Reprise under valgrind instead. OUT/SIDE.tsv gets what was observed.
+# OUT/SIDE.tsv gets what was observed. `--valgrind` runs both sides of Reprise under valgrind instead.
+#
+# usage: run_pages.sh [--valgrind] OUT PAGE...
 set -u
 
-valgrind=
-if [ "$1" = --valgrind ]; then
-    valgrind="valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite --child-silent-after-fork=yes"
+one() { # OUT SIDE PAGE
+    out=$1 side=$2 page=$3
+    log=$out/$side-$page${VALGRIND:+-valgrind}.log
+    program=$out/reprise/$page
+    semantics=
+    case $side in
+        stock) program=$out/stock/$page ;;
+        stock-like) semantics=stock ;;
+    esac
+    [ -n "${VALGRIND:-}" ] || export CONFORMANCE="$out/$side.tsv"
+    # shellcheck disable=SC2086 # $VALGRIND is a command line
+    if REPRISE_SEMANTICS=$semantics timeout 900 ${VALGRIND:-} "$program" >"$log" 2>&1; then
+        printf '%-12s %-36s %s\n' "$side" "$page" "$(sed -n 's/.*PASSED  \] //p' "$log" | head -1)"
+    else
+        { cat "$log"; echo "FAILED on $side: $program"; } >&2
+        return 1
+    fi
+}
+
+if [ "$1" = --one ]; then
     shift
+    one "$@"
+    exit
+fi
+sides='stock documented stock-like'
+if [ "$1" = --valgrind ]; then
+    shift
+    sides='documented stock-like'
+    VALGRIND='valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite --child-silent-after-fork=yes'
+    export VALGRIND
+else
+    rm -f "$1"/*.tsv
 fi
 out=$1
 shift
-failed=0
-
-run() { # SIDE PROGRAM [VARIABLE=VALUE]
-    side=$1 program=$2 log=$out/$1-$(basename "$2").log
-    shift 2
-    # shellcheck disable=SC2086 # $valgrind is a command line
-    if ! env "$@" timeout 600 $valgrind "$program" >"$log" 2>&1; then
-        cat "$log"
-        echo "FAILED on $side: $program"
-        failed=1
-    fi
-    printf '%-12s %-36s %s\n' "$side" "$(basename "$program")" "$(sed -n 's/.*PASSED  \] //p' "$log" | head -1)"
-}
-
-rm -f "$out"/*.tsv
 for page; do
-    if [ -z "$valgrind" ]; then
-        run stock "$out/stock/$page" CONFORMANCE="$out/stock.tsv"
-        run documented "$out/reprise/$page" CONFORMANCE="$out/documented.tsv" REPRISE_SEMANTICS=
-        run stock-like "$out/reprise/$page" CONFORMANCE="$out/stock-like.tsv" REPRISE_SEMANTICS=stock
-    else
-        run documented "$out/reprise/$page" REPRISE_SEMANTICS=
-        run stock-like "$out/reprise/$page" REPRISE_SEMANTICS=stock
-    fi
-done
-exit $failed
+    for side in $sides; do
+        echo "$out $side $page"
+    done
+done | xargs -P "$(nproc)" -n 3 "$0" --one

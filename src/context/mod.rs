@@ -9,7 +9,7 @@ mod spent;
 
 use crate::cache::{self, Cache, Collision, Departure, Inserted, Key, Seconds, Session as _};
 use crate::config::{self, Semantics};
-use crate::libssl::types::*;
+use crate::libssl::{self, types::*};
 use crate::libssl::{Connection, Ctx, CtxCell, Hooks, Session, SessionTable, Slot};
 use crate::{log, totals};
 use counters::{Count, Counters};
@@ -170,8 +170,9 @@ impl Context {
 
     fn set_limit(&self) {
         let size = usize::try_from(self.size()).unwrap_or(usize::MAX);
-        // SIZE1, stock: the new session is counted before room is made for it.
-        let limit = if self.is_documented() || size <= 1 { size } else { size - 1 };
+        // SIZE1, stock from 3.0 on: the new session is counted before room is made for it.
+        let counts_new = !self.is_documented() && libssl::is_3_or_later();
+        let limit = if counts_new && size > 1 { size - 1 } else { size };
         self.cache.set_limit(limit);
     }
 }
@@ -399,8 +400,9 @@ impl Context {
     /// with it.
     pub fn negotiated(&self, connection: &Connection, session: &Session) -> bool {
         self.connection();
-        // CB2: a resumption with it would be refused.
-        if self.is_documented() && !session.is_resumable() {
+        // CB2: a resumption with it would be refused. (Up to 3.0.13 a ticket issued on a connection that was resumed
+        // with early data inherits the mark of the ticket that was used up; it is as good as any.)
+        if self.is_documented() && !session.is_resumable() && !connection.is_resumed() {
             return false;
         }
         self.count(Count::Negotiated);
@@ -448,11 +450,12 @@ impl Context {
         if once {
             self.count(Count::Taken);
             totals::sessions(-1);
-            self.count(Count::Hits);
-            // The external cache may have it too, and be asked for it before it hears of its removal.
-            if self.is_documented() && self.get_callback.is_set() {
-                self.spent.spend(key, &session, now());
+            // The external cache may have it too, and may have been asked for it in the meantime.
+            if self.is_documented() && self.get_callback.is_set() && !self.spent.spend(key, &session, now()) {
+                self.count(Count::Replays);
+                return None;
             }
+            self.count(Count::Hits);
             ctx.claim(&session);
             return Some(session);
         }

@@ -51,6 +51,12 @@ impl Connection {
         unsafe { (table().SSL_is_server)(self.as_ptr()) == 1 }
     }
 
+    /// Whether this handshake resumed a session.
+    pub fn is_resumed(&self) -> bool {
+        // SAFETY: the connection is alive; SSL_session_reused takes no lock.
+        unsafe { (table().SSL_session_reused)(self.as_ptr()) == 1 }
+    }
+
     fn has_option(&self, ctx: Ctx, option: u64) -> bool {
         let options = if self.is_quic() {
             ctx.options()

@@ -71,6 +71,7 @@ fn place(place: usize, make: Make) -> *mut SSL_CTX {
 /// In a forked child: the markers inherited may have been locked by a thread that is not here.
 pub fn forget() {
     /// Still known, so that a leak checker finds nothing lost.
+    #[used]
     static INHERITED: [AtomicPtr<SSL_CTX>; MARKERS] = [const { AtomicPtr::new(null_mut()) }; MARKERS];
     for (marker, inherited) in MARKER.iter().zip(&INHERITED) {
         inherited.store(marker.swap(null_mut(), AcqRel), Release);

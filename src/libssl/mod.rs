@@ -18,3 +18,8 @@ pub use lhash::SessionTable;
 pub use marker::{forget as forget_markers, prepare as prepare_marker};
 pub use session::Session;
 pub use table::table;
+
+/// Whether the real libssl is 3.0 or later, where several deviations from the manual began.
+pub fn is_3_or_later() -> bool {
+    table().SSL_CTX_new_ex.is_some()
+}

@@ -82,6 +82,7 @@ functions! {
         SSL_get_max_early_data(ssl: *const SSL) -> u32 = 0;
         SSL_get_ex_data(ssl: *const SSL, index: c_int) -> *mut c_void = ptr::null_mut();
         SSL_set_ex_data(ssl: *mut SSL, index: c_int, data: *mut c_void) -> c_int = 0;
+        SSL_session_reused(ssl: *const SSL) -> c_int = 0;
         SSL_is_server(ssl: *const SSL) -> c_int = 0;
         SSL_version(ssl: *const SSL) -> c_int = 0;
         SSL_SESSION_new() -> *mut SSL_SESSION = ptr::null_mut();

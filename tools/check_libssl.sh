@@ -1,0 +1,14 @@
+#!/bin/sh
+# The C tests and s_server on libssl as its authors build it (-Bsymbolic: its own calls stay inside), version by
+# version. Each is built once, outside the repository (tools/libssl.sh).
+#
+# usage: check_libssl.sh [VERSION...]
+set -eu
+
+[ $# -gt 0 ] || set -- 3.0 3.5 3.6 4.0
+for version; do
+    folder=$(tools/libssl.sh "$version")
+    echo "libssl $version"
+    make --no-print-directory check-c LIBSSL="$folder"
+    REPRISE_TEST_LIBSSL=$folder cargo test --release --locked --test s_server
+done
