@@ -41,9 +41,6 @@
 // The version of the struct that follows.
 #define REPRISE_STATS_VERSION 1
 
-// SSL_MAX_SSL_SESSION_ID_LENGTH
-#define Key_LONGEST 32
-
 // What happened in the cache of an SSL_CTX since it was made. Later versions only add fields at the end.
 typedef struct {
   // REPRISE_STATS_VERSION of the library.
