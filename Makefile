@@ -32,12 +32,13 @@ endif
         conformance demo bench lint clean
 .DELETE_ON_ERROR:
 
-all: setup $(LIBRARY)
+all: $(LIBRARY)
 
 setup:
 	@tools/setup.sh
 
-$(LIBRARY): $(SOURCES) | setup
+$(LIBRARY): $(SOURCES)
+	@tools/setup.sh
 	$(CARGO) build --release --locked
 	@ln -sf libreprise.so target/release/$(SONAME)
 	@touch $@

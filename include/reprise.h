@@ -14,6 +14,10 @@
 
 #include <openssl/ssl.h>
 
+#if OPENSSL_VERSION_NUMBER < 0x30000000L
+typedef struct ossl_lib_ctx_st OSSL_LIB_CTX;
+#endif
+
 #undef SSL_CTX_get_session_cache_mode
 #undef SSL_CTX_sess_accept
 #undef SSL_CTX_sess_accept_good
@@ -40,6 +44,9 @@
 
 // The version of the struct that follows.
 #define REPRISE_STATS_VERSION 1
+
+// How many slots a shard can have.
+#define SLOTS ((FIRST_CHUNK * 4) * ((1 << GROUPS) - 1))
 
 // What happened in the cache of an SSL_CTX since it was made. Later versions only add fields at the end.
 typedef struct {

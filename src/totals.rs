@@ -7,7 +7,6 @@
 
 use crate::config;
 use crate::context::counters::Count;
-use crate::log;
 use once_cell::race::OnceBox;
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
@@ -26,6 +25,7 @@ struct Totals {
 }
 
 static TOTALS: OnceBox<&'static Totals> = OnceBox::new();
+static COMPLAINT: OnceBox<String> = OnceBox::new();
 
 /// Opens and maps the file that the environment names, if it names one.
 pub fn open() {
@@ -44,8 +44,16 @@ pub fn open() {
             totals.size.store(size_of::<Totals>() as u32, Relaxed);
             let _ = TOTALS.set(Box::new(totals));
         }
-        Err(error) => log::once(format_args!("REPRISE_STATS={}: {error}: nothing is counted there", path.display())),
+        Err(error) => {
+            let complaint = format!("REPRISE_STATS={}: {error}: nothing is counted there", path.display());
+            let _ = COMPLAINT.set(Box::new(complaint));
+        }
     }
+}
+
+/// What went wrong in `open`, to be said where it matters: programs without TLS are not to hear of it.
+pub fn complaint() -> Option<&'static String> {
+    COMPLAINT.get()
 }
 
 fn map(file: &File) -> std::io::Result<&'static Totals> {

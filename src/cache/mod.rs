@@ -22,9 +22,16 @@ pub struct Key {
 impl Key {
     /// `None` for an id longer than the protocol allows.
     pub fn new(version: i32, id: &[u8]) -> Option<Key> {
-        let mut key = Key { version, length: u8::try_from(id.len()).ok()?, id: [0; LONGEST] };
-        key.id.get_mut(..id.len())?.copy_from_slice(id);
-        Some(key)
+        let length = u8::try_from(id.len()).ok()?;
+        let id = match <[u8; LONGEST]>::try_from(id) {
+            Ok(id) => id,
+            Err(_) => {
+                let mut padded = [0; LONGEST];
+                padded.get_mut(..id.len())?.copy_from_slice(id);
+                padded
+            }
+        };
+        Some(Key { version, length, id })
     }
 
     pub fn id(&self) -> &[u8] {
@@ -33,6 +40,12 @@ impl Key {
 
     pub fn version(&self) -> i32 {
         self.version
+    }
+
+    /// All of it: two keys are equal if their words are.
+    fn words(&self) -> [u64; 5] {
+        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| self.id[at * 8 + byte]));
+        [word(0), word(1), word(2), word(3), u64::from(self.version as u32) << 8 | u64::from(self.length)]
     }
 }
 
@@ -87,7 +100,8 @@ pub trait Cache<S: Session>: Send + Sync {
     fn contains(&self, key: &Key) -> bool;
     /// Judges `session` anew after its time or timeout changed; nothing if it is not cached.
     fn expiry_changed(&self, session: &S);
-    /// Whether a session has expired at `now`; cheap enough to ask on every connection.
+    /// Whether a session has expired at `now`; cheap enough to ask on every connection. One that came this
+    /// moment may be overlooked for a few seconds.
     fn has_expired(&self, now: Seconds) -> bool;
     /// Takes out up to `most` sessions that have expired at `now`, and says how many.
     fn expire(&self, now: Seconds, most: usize, left: &mut dyn FnMut(S)) -> usize;

@@ -84,7 +84,7 @@ impl Context {
     /// that, the SSL_CTX stays as libssl made it.
     pub fn take_over(ctx: Ctx, hooks: Hooks) {
         let config = config::get();
-        if let Some(complaint) = &config.complaint {
+        for complaint in config.complaint.iter().chain(totals::complaint()) {
             log::once(format_args!("{complaint}"));
         }
         let taken = registry::enter(ctx.as_ptr(), |context| {
@@ -212,15 +212,13 @@ impl Context {
         } else if self.has_mode(SSL_SESS_CACHE_UPDATE_TIME) {
             session.set_time(now());
         }
-        match self.store(&session, Collision::Replace) {
-            Inserted::Added | Inserted::Replaced => true,
-            Inserted::Same => {
-                // ADD3, stock: its time was rewritten.
-                self.cache.expiry_changed(&session);
-                false
-            }
-            Inserted::Kept | Inserted::Refused => false,
+        // ADD3, stock: also the time of a session that is cached already was rewritten.
+        let again = (!self.is_documented()).then(|| session.clone());
+        let inserted = self.store(session, Collision::Replace);
+        if let (Inserted::Same, Some(session)) = (inserted, again) {
+            self.cache.expiry_changed(&session);
         }
+        matches!(inserted, Inserted::Added | Inserted::Replaced)
     }
 
     /// Removes what has `session`'s id and marks `session` (ADD5, ADD6). Whether something was removed.
@@ -322,11 +320,11 @@ pub fn expiry_changed(session: &Session) {
 
 /// Between a program's callbacks and the cache
 impl Context {
-    fn store(&self, session: &Session, collision: Collision) -> Inserted {
+    fn store(&self, session: Session, collision: Collision) -> Inserted {
         if self.closed.load(Relaxed) {
             return Inserted::Refused;
         }
-        let inserted = self.cache.insert(session.clone(), collision, &mut |session, why| match why {
+        let inserted = self.cache.insert(session, collision, &mut |session, why| match why {
             Departure::Evicted => self.departed(session, Count::Evicted),
             Departure::Replaced => self.replaced(session),
         });
@@ -407,7 +405,7 @@ impl Context {
         }
         self.count(Count::Negotiated);
         if !self.has_mode(SSL_SESS_CACHE_NO_INTERNAL_STORE) && self.is_looked_up_later(connection) {
-            self.store(session, Collision::Replace);
+            self.store(session.clone(), Collision::Replace);
         }
         let Some(keeps) = self.new_callback.call(connection, session) else { return false };
         // CB3. It is not marked and remove_cb is not called: programs that have just stored it as bytes return 0, and
@@ -501,14 +499,14 @@ impl Context {
             self.renew(&session);
             if stores && session.expiry() >= now() {
                 // One that is there already stays: replacing it would have remove_cb delete what is in use (CB9).
-                self.store(&session, Collision::KeepUnlessExpired(now()));
+                self.store(session.clone(), Collision::KeepUnlessExpired(now()));
             }
         } else if stores {
             // MODE8, stock: renewed before anybody looks whether it has expired.
             if self.has_mode(SSL_SESS_CACHE_UPDATE_TIME) {
                 session.set_time(now());
             }
-            self.store(&session, Collision::Replace);
+            self.store(session.clone(), Collision::Replace);
         }
         self.count(Count::ExternalHits);
         Some(session)

@@ -10,7 +10,7 @@ use crate::cache::{Key, Session as _};
 use libc::{c_char, c_int, c_long, c_void};
 use std::cell::Cell;
 use std::ptr::{null_mut, NonNull};
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering::Relaxed};
 
 /// A live SSL_CTX.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -36,10 +36,15 @@ thread_local! {
     static CLAIMED: Cell<(*mut SSL_CTX, *mut SSL_SESSION)> = const { Cell::new((null_mut(), null_mut())) };
 }
 
+/// How many threads are inside, and how many claims stand: mostly none, and then no thread need look for its own.
+static ANY_INSIDE: AtomicUsize = AtomicUsize::new(0);
+static ANY_CLAIMED: AtomicUsize = AtomicUsize::new(0);
+
 struct Inside(*mut SSL_CTX);
 
 impl Inside {
     fn enter(ctx: Ctx) -> Inside {
+        ANY_INSIDE.fetch_add(1, Relaxed);
         Inside(INSIDE.replace(ctx.as_ptr()))
     }
 }
@@ -47,12 +52,13 @@ impl Inside {
 impl Drop for Inside {
     fn drop(&mut self) {
         INSIDE.set(self.0);
+        ANY_INSIDE.fetch_sub(1, Relaxed);
     }
 }
 
 /// Whether this thread is in a call of ours down to the real library with this context.
 pub fn is_inside(ctx: *mut SSL_CTX) -> bool {
-    INSIDE.get() == ctx
+    ANY_INSIDE.load(Relaxed) > 0 && INSIDE.get() == ctx
 }
 
 /// Whether this thread is making an SSL_CTX: Debian's SSL_CTX_new calls SSL_CTX_new_ex through the PLT.
@@ -162,12 +168,14 @@ impl Ctx {
         let _inside = Inside::enter(self);
         // SAFETY: both are alive, and adding takes a reference of its own.
         unsafe { (table().SSL_CTX_add_session)(self.as_ptr(), token.as_ptr()) };
-        CLAIMED.set((self.as_ptr(), session.as_ptr()));
+        if CLAIMED.replace((self.as_ptr(), session.as_ptr())).0.is_null() {
+            ANY_CLAIMED.fetch_add(1, Relaxed);
+        }
     }
 
     /// Whether libssl asks for the removal that `claim` waits for.
     pub fn is_claimed(self, session: &Session) -> bool {
-        CLAIMED.get() == (self.as_ptr(), session.as_ptr())
+        ANY_CLAIMED.load(Relaxed) > 0 && CLAIMED.get() == (self.as_ptr(), session.as_ptr())
     }
 
     /// The same, and uses the claim up.
@@ -175,6 +183,7 @@ impl Ctx {
         let claimed = self.is_claimed(session);
         if claimed {
             CLAIMED.set((null_mut(), null_mut()));
+            ANY_CLAIMED.fetch_sub(1, Relaxed);
         }
         claimed
     }

@@ -17,7 +17,7 @@ pub enum Error {
 
 const REASONS: [(Error, &std::ffi::CStr); 4] = [
     (Error::NullArgument, c"an argument is NULL"),
-    (Error::NotTakenOver, c"this SSL_CTX is not served by Reprise: it was made before libreprise was loaded, or by a libssl it does not serve"),
+    (Error::NotTakenOver, c"this SSL_CTX is not served by Reprise: it was made before libreprise was loaded, or libreprise stands behind libssl: link -lreprise before -lssl"),
     (Error::UnknownSemantics, c"unknown semantics: pass REPRISE_SEMANTICS_DOCUMENTED or REPRISE_SEMANTICS_STOCK"),
     (Error::WrongSize, c"the size is not that of a reprise_stats of any version: pass sizeof(reprise_stats)"),
 ];

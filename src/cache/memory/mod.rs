@@ -1,6 +1,7 @@
-//! The cache in this process's memory: shards, each a keyed hash table and a heap by expiry under a lock of its own.
+//! The cache in this process's memory: shards, each with an index by key and a heap by expiry under a lock of its own.
 //!
-//! An id finds its shard by a keyed hash, since ids in lookups are chosen by strangers. Each shard publishes when its
+//! An id finds its shard by a keyed hash, since ids in lookups are chosen by strangers. Whether an id is there can be told
+//! without a lock; who wants a reference to the session takes the shard's. Each shard publishes when its
 //! next session expires, so the one that expires soonest of all is found by reading one number per shard, and
 //! sessions that have not expired cost nothing when the expired ones are cleared.
 //!
@@ -8,24 +9,32 @@
 //! safe in a forked child. Nothing holds two of them but [`Cache::hold`], which takes them in order.
 
 mod heap;
+mod index;
+mod keyed;
 mod shard;
 
 use super::{Cache, Collision, Departure, Held, Inserted, Key, Seconds, Session};
+use index::Words;
+use keyed::Keyed;
 use once_cell::race::OnceBox;
 use shard::{Shard, Stored};
 use smallvec::SmallVec;
-use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 const SHARDS: usize = 64;
 
 pub struct Memory<S: Session> {
     /// Allocated by the first insertion: most contexts of most programs never cache anything.
     shards: OnceBox<[Shard<S>; SHARDS]>,
-    hasher: RandomState,
-    /// Sessions in all shards, plus those about to be inserted: the limit is exact.
+    keyed: Keyed,
+    /// Sessions in all shards, plus those about to be inserted: the limit is exact. Changed under a shard's lock only, so
+    /// that it is right in a forked child.
     len: AtomicUsize,
+    /// The next session's place in the order of coming; beside `len`, since both change together.
+    came: AtomicU64,
     limit: AtomicUsize,
+    /// No session has expired before this second has passed.
+    none_expires_by: AtomicI64,
 }
 
 impl<S: Session> Memory<S> {
@@ -33,17 +42,18 @@ impl<S: Session> Memory<S> {
     pub fn new(limit: usize) -> Self {
         Memory {
             shards: OnceBox::new(),
-            hasher: RandomState::new(),
+            keyed: Keyed::new(),
             len: AtomicUsize::new(0),
+            came: AtomicU64::new(0),
             limit: AtomicUsize::new(limit),
+            none_expires_by: AtomicI64::new(Seconds::MIN),
         }
     }
 
-    fn hash(&self, key: &Key) -> u64 {
-        let mut hasher = self.hasher.build_hasher();
-        hasher.write_u64(u64::from(key.version as u32) << 8 | u64::from(key.length));
-        hasher.write(&key.id);
-        hasher.finish()
+    /// A key as the index has it, and its hash.
+    fn find_by(&self, key: &Key) -> (Words, u64) {
+        let hash = self.keyed.hash(key);
+        (index::words(key.words(), hash), hash)
     }
 
     /// The shard for a hash. Tables use the lowest and the highest bits, so the shard is chosen by others.
@@ -62,6 +72,17 @@ impl<S: Session> Memory<S> {
         }
     }
 
+    /// A session that expires then is there now.
+    fn expires(&self, expiry: Seconds) {
+        if expiry < self.none_expires_by.load(Relaxed) {
+            self.none_expires_by.fetch_min(expiry, Relaxed);
+        }
+    }
+
+    fn came(&self) -> u64 {
+        self.came.fetch_add(1, Relaxed)
+    }
+
     fn release(&self, count: usize) {
         self.len.fetch_sub(count, Relaxed);
     }
@@ -74,10 +95,10 @@ impl<S: Session> Memory<S> {
             if shard.is_empty() {
                 return None;
             }
-            let session = shard.lock().pop();
-            if session.is_some() {
+            let mut locked = shard.lock();
+            if let Some(session) = locked.pop() {
                 self.release(1);
-                return session;
+                return Some(session);
             }
         }
     }
@@ -86,25 +107,25 @@ impl<S: Session> Memory<S> {
 impl<S: Session> Cache<S> for Memory<S> {
     fn insert(&self, session: S, collision: Collision, left: &mut dyn FnMut(S, Departure)) -> Inserted {
         let shards = self.shards.get_or_init(|| Box::new(std::array::from_fn(|_| Shard::new())));
-        let key = session.key();
-        let hash = self.hash(&key);
+        let (words, hash) = self.find_by(&session.key());
         let shard = &shards[(hash >> 32) as usize % SHARDS];
-        let new = Stored { expiry: session.expiry(), session, key, hash };
+        let expiry = session.expiry();
+        let new = Stored { expiry, session, words, hash };
         let mut departed: SmallVec<[(S, Departure); 1]> = SmallVec::new();
         let (inserted, not_taken) = loop {
             let mut locked = shard.lock();
-            if let Some(slot) = locked.find(hash, &key) {
+            if let Some(slot) = locked.find(&words, hash) {
                 if locked.session(slot).is_some_and(|cached| cached.same(&new.session)) {
                     break (Inserted::Same, Some(new));
                 }
                 if matches!(collision, Collision::KeepUnlessExpired(now) if locked.expiry(slot) >= Some(now)) {
                     break (Inserted::Kept, Some(new));
                 }
-                departed.push((locked.replace(slot, new), Departure::Replaced));
+                departed.push((locked.replace(slot, new, self.came()), Departure::Replaced));
                 break (Inserted::Replaced, None);
             }
             if self.reserve() {
-                let refused = locked.insert(new).err();
+                let refused = locked.insert(new, self.came()).err();
                 if refused.is_some() {
                     self.release(1);
                 }
@@ -117,6 +138,7 @@ impl<S: Session> Cache<S> for Memory<S> {
                 None => std::thread::yield_now(), // others are between their reservation and their insertion
             }
         };
+        self.expires(expiry);
         drop(not_taken);
         for (session, why) in departed {
             left(session, why);
@@ -125,51 +147,61 @@ impl<S: Session> Cache<S> for Memory<S> {
     }
 
     fn get(&self, key: &Key) -> Option<S> {
-        let hash = self.hash(key);
+        let (words, hash) = self.find_by(key);
         let locked = self.shard(hash)?.lock();
-        let slot = locked.find(hash, key)?;
+        let slot = locked.find(&words, hash)?;
         locked.session(slot).cloned()
     }
 
     fn take(&self, key: &Key) -> Option<S> {
-        let hash = self.hash(key);
+        let (words, hash) = self.find_by(key);
         let mut locked = self.shard(hash)?.lock();
-        let slot = locked.find(hash, key)?;
+        let slot = locked.find(&words, hash)?;
         let session = locked.remove(slot)?;
         self.release(1);
         Some(session)
     }
 
     fn take_same(&self, session: &S) -> Option<S> {
-        let key = session.key();
-        let hash = self.hash(&key);
+        let (words, hash) = self.find_by(&session.key());
         let mut locked = self.shard(hash)?.lock();
-        let slot =
-            locked.find(hash, &key).filter(|&slot| locked.session(slot).is_some_and(|cached| cached.same(session)))?;
+        let slot = locked
+            .find(&words, hash)
+            .filter(|&slot| locked.session(slot).is_some_and(|cached| cached.same(session)))?;
         let session = locked.remove(slot)?;
         self.release(1);
         Some(session)
     }
 
     fn contains(&self, key: &Key) -> bool {
-        let hash = self.hash(key);
-        self.shard(hash).is_some_and(|shard| shard.lock().find(hash, key).is_some())
+        let (words, hash) = self.find_by(key);
+        self.shard(hash).is_some_and(|shard| shard.contains(&words, hash))
     }
 
     fn expiry_changed(&self, session: &S) {
-        let key = session.key();
-        let hash = self.hash(&key);
+        let (words, hash) = self.find_by(&session.key());
         let Some(shard) = self.shard(hash) else { return };
         let mut locked = shard.lock();
         if let Some(slot) =
-            locked.find(hash, &key).filter(|&slot| locked.session(slot).is_some_and(|cached| cached.same(session)))
+            locked.find(&words, hash).filter(|&slot| locked.session(slot).is_some_and(|cached| cached.same(session)))
         {
-            locked.set_expiry(slot, session.expiry());
+            let expiry = session.expiry();
+            locked.set_expiry(slot, expiry, self.came());
+            self.expires(expiry);
         }
     }
 
     fn has_expired(&self, now: Seconds) -> bool {
-        self.shards.get().is_some_and(|shards| shards.iter().any(|shard| shard.soonest().expiry < now))
+        /// How long the bound is trusted: a session may come while it is being raised.
+        const TRUSTED: Seconds = 8;
+        let bound = self.none_expires_by.load(Relaxed);
+        if now <= bound {
+            return false;
+        }
+        let soonest = self.shards.get().and_then(|shards| shards.iter().map(|shard| shard.soonest().expiry).min());
+        let soonest = soonest.unwrap_or(Seconds::MAX);
+        let _ = self.none_expires_by.compare_exchange(bound, soonest.min(now + TRUSTED), Relaxed, Relaxed);
+        soonest < now
     }
 
     fn expire(&self, now: Seconds, most: usize, left: &mut dyn FnMut(S)) -> usize {
@@ -185,11 +217,11 @@ impl<S: Session> Cache<S> for Memory<S> {
                         None => break,
                     }
                 }
+                self.release(expired.len());
                 drop(locked);
                 if expired.is_empty() {
                     break;
                 }
-                self.release(expired.len());
                 count += expired.len();
                 expired.into_iter().for_each(&mut *left);
             }
@@ -199,9 +231,11 @@ impl<S: Session> Cache<S> for Memory<S> {
 
     fn clear(&self, left: &mut dyn FnMut(S)) {
         for shard in self.shards.get().into_iter().flatten() {
-            let sessions = shard.lock().take_all();
-            self.release(sessions.len());
-            sessions.into_iter().for_each(&mut *left);
+            let mut locked = shard.lock();
+            let (count, sessions) = locked.take_all();
+            self.release(count);
+            drop(locked);
+            sessions.for_each(&mut *left);
         }
     }
 

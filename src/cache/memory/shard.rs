@@ -1,11 +1,11 @@
-//! One shard: a hash table of slots, the sessions in their slots, and the heap that orders them by expiry.
+//! One shard: the sessions in their slots, the index by key and the heap by expiry.
 
-use super::super::{Key, Seconds, Session};
+use super::super::{Seconds, Session};
 use super::heap::{Heap, Turn};
-use hashbrown::HashTable;
+use super::index::{self, Found, Index, Words};
+use once_cell::race::OnceBox;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// No session: later than every turn.
 const NONE: Turn = Turn { expiry: Seconds::MAX, came: u64::MAX };
@@ -16,50 +16,46 @@ const END: u32 = u32::MAX;
 #[repr(align(128))]
 pub struct Shard<S> {
     contents: Mutex<Contents<S>>,
+    /// Allocated by the first insertion. Read without the lock, changed under it.
+    index: OnceBox<Index>,
     /// The first turn in the heap, readable without the lock.
     soonest_expiry: AtomicI64,
     soonest_came: AtomicU64,
 }
 
-/// A session on its way into the cache or in it.
+/// A session on its way into the cache.
 pub struct Stored<S> {
     pub session: S,
-    pub key: Key,
+    pub words: Words,
     pub hash: u64,
     pub expiry: Seconds,
 }
 
-struct Entry<S> {
-    session: S,
-    key: Key,
-    hash: u64,
-    /// Where the heap has it.
-    place: u32,
-}
-
 enum Slot<S> {
-    Taken(Entry<S>),
-    Free { next: u32 },
+    /// The session, and where the heap has it.
+    Taken(S, u32),
+    Free {
+        next: u32,
+    },
 }
 
-pub struct Contents<S> {
-    table: HashTable<u32>,
+struct Contents<S> {
     slots: Vec<Slot<S>>,
+    count: usize,
     free: u32,
     heap: Heap,
-    /// The last `came` given out here.
-    came: u64,
 }
 
 impl<S> Default for Contents<S> {
     fn default() -> Self {
-        Contents { table: HashTable::new(), slots: Vec::new(), free: END, heap: Heap::default(), came: 0 }
+        Contents { slots: Vec::new(), count: 0, free: END, heap: Heap::default() }
     }
 }
 
-/// The locked contents. Publishes the soonest turn when it is done.
+/// A shard and the right to change it. Publishes the soonest turn when it is done.
 pub struct Locked<'a, S> {
     contents: MutexGuard<'a, Contents<S>>,
+    index: &'a Index,
     shard: &'a Shard<S>,
 }
 
@@ -77,13 +73,15 @@ impl<S> Shard<S> {
     pub fn new() -> Self {
         Shard {
             contents: Mutex::default(),
+            index: OnceBox::new(),
             soonest_expiry: AtomicI64::new(NONE.expiry),
             soonest_came: AtomicU64::new(NONE.came),
         }
     }
 
     pub fn lock(&self) -> Locked<'_, S> {
-        Locked { contents: self.contents.lock().unwrap_or_else(PoisonError::into_inner), shard: self }
+        let index = self.index.get_or_init(|| Box::new(Index::new()));
+        Locked { contents: self.contents.lock().unwrap_or_else(PoisonError::into_inner), index, shard: self }
     }
 
     /// The turn of the session that leaves first; a moment old when other threads are at work.
@@ -96,174 +94,134 @@ impl<S> Shard<S> {
     }
 }
 
-/// Nanoseconds of a clock that all shards share, so that sessions of one second leave in the order they came.
-/// Where it steps back, `Contents::came` still rises within a shard.
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
-}
-
-impl<S: Session> Contents<S> {
-    fn entry(&self, slot: u32) -> Option<&Entry<S>> {
-        match self.slots.get(slot as usize) {
-            Some(Slot::Taken(entry)) => Some(entry),
-            _ => None,
+impl<S: Session> Shard<S> {
+    /// Whether a key is there, without the lock where that is possible.
+    pub fn contains(&self, words: &Words, hash: u64) -> bool {
+        match self.index.get() {
+            Some(index) => index.contains(words, hash).unwrap_or_else(|| self.lock().find(words, hash).is_some()),
+            None => false,
         }
-    }
-
-    fn came(&mut self) -> u64 {
-        self.came = now().max(self.came + 1);
-        self.came
     }
 }
 
 /// Where the heap moved a slot's session to.
 fn moved<S>(slots: &mut [Slot<S>]) -> impl FnMut(u32, u32) + '_ {
     |slot, place| {
-        if let Some(Slot::Taken(entry)) = slots.get_mut(slot as usize) {
-            entry.place = place;
+        if let Some(Slot::Taken(_, known)) = slots.get_mut(slot as usize) {
+            *known = place;
         }
     }
 }
 
 impl<S: Session> Locked<'_, S> {
-    pub fn find(&self, hash: u64, key: &Key) -> Option<u32> {
-        let contents = &*self.contents;
-        let same = |&slot: &u32| contents.entry(slot).is_some_and(|entry| entry.hash == hash && entry.key == *key);
-        contents.table.find(hash, same).copied()
+    pub fn find(&self, words: &Words, hash: u64) -> Option<Found> {
+        self.index.find(words, hash)
     }
 
-    /// The session in a slot that `find` gave.
-    pub fn session(&self, slot: u32) -> Option<&S> {
-        self.contents.entry(slot).map(|entry| &entry.session)
+    fn slot(&self, slot: u32) -> Option<(&S, u32)> {
+        match self.contents.slots.get(slot as usize) {
+            Some(Slot::Taken(session, place)) => Some((session, *place)),
+            _ => None,
+        }
     }
 
-    pub fn expiry(&self, slot: u32) -> Option<Seconds> {
-        self.contents.entry(slot).map(|entry| self.contents.heap.turn(entry.place).expiry)
+    pub fn session(&self, found: Found) -> Option<&S> {
+        self.slot(found.slot).map(|(session, _)| session)
     }
 
-    /// Gives it back when there is no memory for it.
-    pub fn insert(&mut self, new: Stored<S>) -> Result<(), Stored<S>> {
+    pub fn expiry(&self, found: Found) -> Option<Seconds> {
+        self.slot(found.slot).map(|(_, place)| self.contents.heap.turn(place).expiry)
+    }
+
+    /// Gives it back when there is no memory for it. `came` tells the order of those that expire in one second.
+    pub fn insert(&mut self, new: Stored<S>, came: u64) -> Result<(), Stored<S>> {
         let contents = &mut *self.contents;
-        let slots = &contents.slots;
-        let rehash = |&slot: &u32| match slots.get(slot as usize) {
-            Some(Slot::Taken(entry)) => entry.hash,
-            _ => 0,
-        };
-        let room = contents.table.try_reserve(1, rehash).is_ok()
+        let slot = if contents.free == END { contents.slots.len() as u32 } else { contents.free };
+        let room = (slot as usize) < index::SLOTS
+            && self.index.reserve(slot, contents.count)
             && contents.heap.try_reserve().is_ok()
-            && (contents.free != END || contents.slots.len() < END as usize && contents.slots.try_reserve(1).is_ok());
+            && (contents.free != END || contents.slots.try_reserve(1).is_ok());
         if !room {
             return Err(new);
         }
-        let Stored { session, key, hash, expiry } = new;
-        let turn = Turn { expiry, came: contents.came() };
-        let entry = Slot::Taken(Entry { session, key, hash, place: 0 });
-        let slot = match contents.slots.get_mut(contents.free as usize) {
-            Some(free) => {
-                let slot = contents.free;
-                if let Slot::Free { next } = *free {
+        let taken = Slot::Taken(new.session, 0);
+        match contents.slots.get_mut(slot as usize) {
+            Some(place) => {
+                if let Slot::Free { next } = *place {
                     contents.free = next;
                 }
-                *free = entry;
-                slot
+                *place = taken;
             }
-            None => {
-                contents.slots.push(entry);
-                contents.slots.len() as u32 - 1
-            }
-        };
-        let slots = &contents.slots;
-        contents.table.insert_unique(hash, slot, |&slot| match slots.get(slot as usize) {
-            Some(Slot::Taken(entry)) => entry.hash,
-            _ => 0,
-        });
-        contents.heap.push(turn, slot, moved(&mut contents.slots));
+            None => contents.slots.push(taken),
+        }
+        contents.count += 1;
+        self.index.insert(&new.words, new.hash, slot);
+        contents.heap.push(Turn { expiry: new.expiry, came }, slot, moved(&mut contents.slots));
         Ok(())
     }
 
-    /// Puts `new` in the place of the session in `slot`, which has the same key, and returns that one.
-    pub fn replace(&mut self, slot: u32, new: Stored<S>) -> S {
-        let expiry = new.expiry;
-        let old = match &mut self.contents.slots[slot as usize] {
-            Slot::Taken(entry) => std::mem::replace(&mut entry.session, new.session),
-            Slot::Free { .. } => return new.session,
+    /// Puts `new` in the place of the session that was found, which has the same key, and returns that one.
+    pub fn replace(&mut self, found: Found, new: Stored<S>, came: u64) -> S {
+        let old = match self.contents.slots.get_mut(found.slot as usize) {
+            Some(Slot::Taken(session, _)) => std::mem::replace(session, new.session),
+            _ => return new.session,
         };
-        self.set_expiry(slot, expiry);
+        self.set_expiry(found, new.expiry, came);
         old
     }
 
-    pub fn set_expiry(&mut self, slot: u32, expiry: Seconds) {
+    pub fn set_expiry(&mut self, found: Found, expiry: Seconds, came: u64) {
         let contents = &mut *self.contents;
-        let came = contents.came();
-        if let Some(place) = contents.entry(slot).map(|entry| entry.place) {
-            contents.heap.set(place, Turn { expiry, came }, moved(&mut contents.slots));
+        if let Some(Slot::Taken(_, place)) = contents.slots.get(found.slot as usize) {
+            contents.heap.set(*place, Turn { expiry, came }, moved(&mut contents.slots));
         }
     }
 
-    pub fn remove(&mut self, slot: u32) -> Option<S> {
+    pub fn remove(&mut self, found: Found) -> Option<S> {
         let contents = &mut *self.contents;
-        let (hash, place) = contents.entry(slot).map(|entry| (entry.hash, entry.place))?;
-        if let Ok(found) = contents.table.find_entry(hash, |&other| other == slot) {
-            found.remove();
-        }
-        contents.heap.remove(place, moved(&mut contents.slots));
-        let freed = std::mem::replace(&mut contents.slots[slot as usize], Slot::Free { next: contents.free });
-        contents.free = slot;
-        match freed {
-            Slot::Taken(entry) => Some(entry.session),
-            Slot::Free { .. } => None,
+        let free = Slot::Free { next: contents.free };
+        match contents.slots.get_mut(found.slot as usize) {
+            Some(place @ Slot::Taken(..)) => {
+                let Slot::Taken(session, place) = std::mem::replace(place, free) else { return None };
+                contents.free = found.slot;
+                contents.count -= 1;
+                self.index.remove(found);
+                contents.heap.remove(place, moved(&mut contents.slots));
+                Some(session)
+            }
+            _ => None,
         }
     }
 
     /// Takes out the session whose turn is next.
     pub fn pop(&mut self) -> Option<S> {
         let (_, slot) = self.contents.heap.first()?;
-        self.remove(slot)
+        self.remove(self.index.find_slot(slot)?)
     }
 
     /// Takes out the session whose turn is next if it has expired at `now`.
     pub fn pop_expired(&mut self, now: Seconds) -> Option<S> {
         let (_, slot) = self.contents.heap.first().filter(|(turn, _)| turn.expiry < now)?;
-        self.remove(slot)
+        self.remove(self.index.find_slot(slot)?)
     }
 
-    /// Takes out everything and gives the memory back.
-    pub fn take_all(&mut self) -> impl ExactSizeIterator<Item = S> {
+    /// Takes out everything. Says how many there are first.
+    pub fn take_all(&mut self) -> (usize, impl Iterator<Item = S>) {
         let contents = std::mem::take(&mut *self.contents);
-        let count = contents.table.len();
-        Sessions { slots: contents.slots.into_iter(), count }
+        self.index.clear();
+        let sessions = contents.slots.into_iter().filter_map(|slot| match slot {
+            Slot::Taken(session, _) => Some(session),
+            Slot::Free { .. } => None,
+        });
+        (contents.count, sessions)
     }
 
     pub fn clone_into(&self, sessions: &mut Vec<S>) {
-        if sessions.try_reserve(self.contents.table.len()).is_ok() {
+        if sessions.try_reserve(self.contents.count).is_ok() {
             sessions.extend(self.contents.slots.iter().filter_map(|slot| match slot {
-                Slot::Taken(entry) => Some(entry.session.clone()),
+                Slot::Taken(session, _) => Some(session.clone()),
                 Slot::Free { .. } => None,
             }));
         }
     }
 }
-
-struct Sessions<S> {
-    slots: std::vec::IntoIter<Slot<S>>,
-    count: usize,
-}
-
-impl<S> Iterator for Sessions<S> {
-    type Item = S;
-
-    fn next(&mut self) -> Option<S> {
-        let session = self.slots.find_map(|slot| match slot {
-            Slot::Taken(entry) => Some(entry.session),
-            Slot::Free { .. } => None,
-        })?;
-        self.count -= 1;
-        Some(session)
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        (self.count, Some(self.count))
-    }
-}
-
-impl<S> ExactSizeIterator for Sessions<S> {}
