@@ -108,9 +108,7 @@ pub trait Cache<S: Session>: Send + Sync {
     /// Takes out everything.
     fn clear(&self, left: &mut dyn FnMut(S));
     fn len(&self) -> usize;
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
+    fn is_empty(&self) -> bool;
     /// How many sessions it may hold, 0 for no limit. A lower limit takes effect at the next insertion.
     fn set_limit(&self, limit: usize);
     /// A reference to each session cached now.

@@ -315,7 +315,9 @@ impl Context {
 
 /// Judges a session anew wherever it is cached: its time or timeout was changed (FLUSH2).
 pub fn expiry_changed(session: &Session) {
-    registry::all().filter(|context| context.number() > 0).for_each(|context| context.cache.expiry_changed(session));
+    registry::all()
+        .filter(|context| !context.cache.is_empty())
+        .for_each(|context| context.cache.expiry_changed(session));
 }
 
 /// Between a program's callbacks and the cache
@@ -370,8 +372,7 @@ impl Context {
     pub fn connection(&self) {
         const GRACE: usize = 64;
         const SHARES: usize = 128;
-        let number = self.number();
-        if number == 0 || self.has_mode(SSL_SESS_CACHE_NO_AUTO_CLEAR) || !self.cache.has_expired(now()) {
+        if self.has_mode(SSL_SESS_CACHE_NO_AUTO_CLEAR) || !self.cache.has_expired(now()) {
             return;
         }
         let Some(mut sweep) = self.sweep.try_lock() else { return };
@@ -379,7 +380,7 @@ impl Context {
         if sweep.waited <= GRACE {
             return;
         }
-        sweep.share = sweep.share.max(number / SHARES + 1);
+        sweep.share = sweep.share.max(self.number() / SHARES + 1);
         let most = sweep.share;
         let mut expired = SmallVec::<[Session; 16]>::new();
         if self.cache.expire(now(), most, &mut |session| expired.push(session)) < most {

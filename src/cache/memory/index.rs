@@ -70,11 +70,13 @@ fn slot(cell: u32) -> u32 {
     (cell & ((1 << SLOT_BITS) - 1)) - 1
 }
 
+/// Which chunk a slot is in, and its place there.
 fn chunk(slot: u32) -> (usize, usize) {
-    let place = slot as usize + FIRST_CHUNK * 4;
-    let group = (place / (FIRST_CHUNK * 4)).ilog2() as usize;
-    let size = FIRST_CHUNK << group;
-    (group * 4 + place / size % 4, place % size)
+    const FIRST: usize = FIRST_CHUNK * 4;
+    let place = slot as usize + FIRST;
+    let group = (place.ilog2() - FIRST.ilog2()) as usize;
+    let size = FIRST_CHUNK.ilog2() as usize + group;
+    (group * 4 + (place >> size) % 4, place & ((1 << size) - 1))
 }
 
 /// `count` made by `make`; `None` where there is no memory for them.
@@ -132,8 +134,9 @@ impl Index {
             }
             if found >> SLOT_BITS == tag(hash) {
                 let slot = slot(found);
-                let same =
-                    |key: &[AtomicU64; 5]| key.iter().zip(words).all(|(word, other)| word.load(Relaxed) == *other);
+                let same = |key: &[AtomicU64; 5]| {
+                    (0..5).fold(0, |differs, word| differs | (key[word].load(Relaxed) ^ words[word])) == 0
+                };
                 if self.key(slot).is_some_and(same) {
                     return Some(Found { place, slot });
                 }

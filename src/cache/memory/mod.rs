@@ -11,15 +11,18 @@
 mod heap;
 mod index;
 mod keyed;
+mod order;
+mod room;
 mod shard;
 
 use super::{Cache, Collision, Departure, Held, Inserted, Key, Seconds, Session};
 use index::Words;
 use keyed::Keyed;
 use once_cell::race::OnceBox;
+use room::Shared;
 use shard::{Shard, Stored};
 use smallvec::SmallVec;
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering::Relaxed};
 
 const SHARDS: usize = 64;
 
@@ -27,12 +30,9 @@ pub struct Memory<S: Session> {
     /// Allocated by the first insertion: most contexts of most programs never cache anything.
     shards: OnceBox<[Shard<S>; SHARDS]>,
     keyed: Keyed,
-    /// Sessions in all shards, plus those about to be inserted: the limit is exact. Changed under a shard's lock only, so
-    /// that it is right in a forked child.
-    len: AtomicUsize,
-    /// The next session's place in the order of coming; beside `len`, since both change together.
-    came: AtomicU64,
+    /// 0 for no limit, and then nobody keeps account of room.
     limit: AtomicUsize,
+    room: Shared,
     /// No session has expired before this second has passed.
     none_expires_by: AtomicI64,
 }
@@ -40,11 +40,12 @@ pub struct Memory<S: Session> {
 impl<S: Session> Memory<S> {
     /// An empty cache for up to `limit` sessions, 0 for no limit.
     pub fn new(limit: usize) -> Self {
+        let room = Shared::default();
+        room.set(limit, 0);
         Memory {
+            room,
             shards: OnceBox::new(),
             keyed: Keyed::new(),
-            len: AtomicUsize::new(0),
-            came: AtomicU64::new(0),
             limit: AtomicUsize::new(limit),
             none_expires_by: AtomicI64::new(Seconds::MIN),
         }
@@ -61,14 +62,21 @@ impl<S: Session> Memory<S> {
         Some(&self.shards.get()?[(hash >> 32) as usize % SHARDS])
     }
 
-    /// Counts one more session in, unless the limit is reached.
-    fn reserve(&self) -> bool {
-        match self.limit.load(Relaxed) {
-            0 => {
-                self.len.fetch_add(1, Relaxed);
-                true
-            }
-            limit => self.len.fetch_update(Relaxed, Relaxed, |len| (len < limit).then_some(len + 1)).is_ok(),
+    fn all(&self) -> impl Iterator<Item = &Shard<S>> {
+        self.shards.get().into_iter().flatten()
+    }
+
+    /// Whether one more session may be inserted into `shard`, which is locked.
+    fn reserve(&self, shard: &Shard<S>) -> bool {
+        self.limit.load(Relaxed) == 0
+            || shard.room.take()
+            || self.room.take(&shard.room, self.all().map(|shard| &shard.room))
+    }
+
+    /// After a session left `shard`, which is still locked, or was not inserted after all.
+    fn release(&self, shard: &Shard<S>) {
+        if self.limit.load(Relaxed) != 0 {
+            shard.room.give(&self.room);
         }
     }
 
@@ -77,14 +85,6 @@ impl<S: Session> Memory<S> {
         if expiry < self.none_expires_by.load(Relaxed) {
             self.none_expires_by.fetch_min(expiry, Relaxed);
         }
-    }
-
-    fn came(&self) -> u64 {
-        self.came.fetch_add(1, Relaxed)
-    }
-
-    fn release(&self, count: usize) {
-        self.len.fetch_sub(count, Relaxed);
     }
 
     /// Takes out the session that expires soonest of all, if there is one: of those that expire in the same second
@@ -97,7 +97,7 @@ impl<S: Session> Memory<S> {
             }
             let mut locked = shard.lock();
             if let Some(session) = locked.pop() {
-                self.release(1);
+                self.release(shard);
                 return Some(session);
             }
         }
@@ -121,15 +121,13 @@ impl<S: Session> Cache<S> for Memory<S> {
                 if matches!(collision, Collision::KeepUnlessExpired(now) if locked.expiry(slot) >= Some(now)) {
                     break (Inserted::Kept, Some(new));
                 }
-                departed.push((locked.replace(slot, new, self.came()), Departure::Replaced));
+                departed.push((locked.replace(slot, new, order::next()), Departure::Replaced));
                 break (Inserted::Replaced, None);
             }
-            if self.reserve() {
-                let refused = locked.insert(new, self.came()).err();
-                if refused.is_some() {
-                    self.release(1);
-                }
-                break (if refused.is_some() { Inserted::Refused } else { Inserted::Added }, refused);
+            if self.reserve(shard) {
+                let Err(refused) = locked.insert(new, order::next()) else { break (Inserted::Added, None) };
+                self.release(shard);
+                break (Inserted::Refused, Some(refused));
             }
             // Full. Another session leaves first, so that the new one stays however soon it expires.
             drop(locked);
@@ -140,8 +138,8 @@ impl<S: Session> Cache<S> for Memory<S> {
         };
         self.expires(expiry);
         drop(not_taken);
-        for (session, why) in departed {
-            left(session, why);
+        if !departed.is_empty() {
+            departed.into_iter().for_each(|(session, why)| left(session, why));
         }
         inserted
     }
@@ -155,21 +153,24 @@ impl<S: Session> Cache<S> for Memory<S> {
 
     fn take(&self, key: &Key) -> Option<S> {
         let (words, hash) = self.find_by(key);
-        let mut locked = self.shard(hash)?.lock();
-        let slot = locked.find(&words, hash)?;
-        let session = locked.remove(slot)?;
-        self.release(1);
+        let shard = self.shard(hash)?;
+        let mut locked = shard.lock();
+        let found = locked.find(&words, hash)?;
+        let session = locked.remove(found)?;
+        self.release(shard);
         Some(session)
     }
 
     fn take_same(&self, session: &S) -> Option<S> {
         let (words, hash) = self.find_by(&session.key());
-        let mut locked = self.shard(hash)?.lock();
-        let slot = locked
-            .find(&words, hash)
-            .filter(|&slot| locked.session(slot).is_some_and(|cached| cached.same(session)))?;
-        let session = locked.remove(slot)?;
-        self.release(1);
+        let shard = self.shard(hash)?;
+        let mut locked = shard.lock();
+        let found = locked.find(&words, hash)?;
+        if !locked.session(found)?.same(session) {
+            return None;
+        }
+        let session = locked.remove(found)?;
+        self.release(shard);
         Some(session)
     }
 
@@ -186,7 +187,7 @@ impl<S: Session> Cache<S> for Memory<S> {
             locked.find(&words, hash).filter(|&slot| locked.session(slot).is_some_and(|cached| cached.same(session)))
         {
             let expiry = session.expiry();
-            locked.set_expiry(slot, expiry, self.came());
+            locked.set_expiry(slot, expiry, order::next());
             self.expires(expiry);
         }
     }
@@ -206,7 +207,7 @@ impl<S: Session> Cache<S> for Memory<S> {
 
     fn expire(&self, now: Seconds, most: usize, left: &mut dyn FnMut(S)) -> usize {
         let mut count = 0;
-        for shard in self.shards.get().into_iter().flatten() {
+        for shard in self.all() {
             while count < most && shard.soonest().expiry < now {
                 // A few at a time: the lock is free in between, and nothing is allocated for them.
                 let mut expired: SmallVec<[S; 16]> = SmallVec::new();
@@ -217,7 +218,7 @@ impl<S: Session> Cache<S> for Memory<S> {
                         None => break,
                     }
                 }
-                self.release(expired.len());
+                expired.iter().for_each(|_| self.release(shard));
                 drop(locked);
                 if expired.is_empty() {
                     break;
@@ -230,26 +231,42 @@ impl<S: Session> Cache<S> for Memory<S> {
     }
 
     fn clear(&self, left: &mut dyn FnMut(S)) {
-        for shard in self.shards.get().into_iter().flatten() {
+        for shard in self.all() {
             let mut locked = shard.lock();
             let (count, sessions) = locked.take_all();
-            self.release(count);
+            if self.limit.load(Relaxed) != 0 {
+                self.room.give(count);
+            }
             drop(locked);
             sessions.for_each(&mut *left);
         }
     }
 
     fn len(&self) -> usize {
-        self.len.load(Relaxed)
+        self.all().map(Shard::count).sum()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.all().all(|shard| shard.count() == 0)
     }
 
     fn set_limit(&self, limit: usize) {
-        self.limit.store(limit, Relaxed);
+        // Nothing comes or goes meanwhile. Where the first session does, once more.
+        loop {
+            let allocated = self.shards.get().is_some();
+            let locked: Vec<_> = self.all().map(Shard::lock).collect();
+            self.all().for_each(|shard| shard.room.clear());
+            self.room.set(limit, locked.iter().map(|shard| shard.count()).sum());
+            self.limit.store(limit, Relaxed);
+            if allocated == self.shards.get().is_some() {
+                break;
+            }
+        }
     }
 
     fn snapshot(&self) -> Vec<S> {
         let mut sessions = Vec::new();
-        for shard in self.shards.get().into_iter().flatten() {
+        for shard in self.all() {
             shard.lock().clone_into(&mut sessions);
         }
         sessions

@@ -3,8 +3,9 @@
 use super::super::{Seconds, Session};
 use super::heap::{Heap, Turn};
 use super::index::{self, Found, Index, Words};
+use super::room::Room;
 use once_cell::race::OnceBox;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// No session: later than every turn.
@@ -18,6 +19,10 @@ pub struct Shard<S> {
     contents: Mutex<Contents<S>>,
     /// Allocated by the first insertion. Read without the lock, changed under it.
     index: OnceBox<Index>,
+    /// How many more sessions may come without asking the other shards.
+    pub room: Room,
+    /// How many sessions are here, readable without the lock.
+    count: AtomicUsize,
     /// The first turn in the heap, readable without the lock.
     soonest_expiry: AtomicI64,
     soonest_came: AtomicU64,
@@ -52,7 +57,7 @@ impl<S> Default for Contents<S> {
     }
 }
 
-/// A shard and the right to change it. Publishes the soonest turn when it is done.
+/// A shard and the right to change it. Publishes the count and the soonest turn when it is done.
 pub struct Locked<'a, S> {
     contents: MutexGuard<'a, Contents<S>>,
     index: &'a Index,
@@ -66,6 +71,7 @@ impl<S> Drop for Locked<'_, S> {
             self.shard.soonest_expiry.store(turn.expiry, Relaxed);
             self.shard.soonest_came.store(turn.came, Relaxed);
         }
+        self.shard.count.store(self.contents.count, Relaxed);
     }
 }
 
@@ -74,6 +80,8 @@ impl<S> Shard<S> {
         Shard {
             contents: Mutex::default(),
             index: OnceBox::new(),
+            room: Room::default(),
+            count: AtomicUsize::new(0),
             soonest_expiry: AtomicI64::new(NONE.expiry),
             soonest_came: AtomicU64::new(NONE.came),
         }
@@ -87,6 +95,11 @@ impl<S> Shard<S> {
     /// The turn of the session that leaves first; a moment old when other threads are at work.
     pub fn soonest(&self) -> Turn {
         Turn { expiry: self.soonest_expiry.load(Relaxed), came: self.soonest_came.load(Relaxed) }
+    }
+
+    /// A moment old, too.
+    pub fn count(&self) -> usize {
+        self.count.load(Relaxed)
     }
 
     pub fn is_empty(&self) -> bool {
@@ -114,6 +127,10 @@ fn moved<S>(slots: &mut [Slot<S>]) -> impl FnMut(u32, u32) + '_ {
 }
 
 impl<S: Session> Locked<'_, S> {
+    pub fn count(&self) -> usize {
+        self.contents.count
+    }
+
     pub fn find(&self, words: &Words, hash: u64) -> Option<Found> {
         self.index.find(words, hash)
     }
