@@ -34,7 +34,8 @@ pub struct Config {
 }
 
 impl Config {
-    fn from(variable: impl Fn(&str) -> Option<OsString>) -> Config {
+    /// `variable` tells the value of an environment variable.
+    pub fn from(variable: impl Fn(&str) -> Option<OsString>) -> Config {
         let text =
             |name| variable(name).filter(|value| !value.is_empty()).map(|value| value.to_string_lossy().into_owned());
         let mut complaint = None;
@@ -62,9 +63,16 @@ impl Config {
     }
 }
 
+static CONFIG: OnceBox<Config> = OnceBox::new();
+
+/// Reads the environment. Where it is not to be trusted (a set-user-ID program, which a preload for the whole system
+/// reaches), nothing in it counts.
+pub fn load(trusted: bool) {
+    CONFIG.get_or_init(|| Box::new(Config::from(|name| trusted.then(|| std::env::var_os(name)).flatten())));
+}
+
 pub fn get() -> &'static Config {
-    static CONFIG: OnceBox<Config> = OnceBox::new();
-    CONFIG.get_or_init(|| Box::new(Config::from(|name| std::env::var_os(name))))
+    CONFIG.get_or_init(|| Box::new(Config::from(|_| None)))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use crate::context::counters::Count;
 use once_cell::race::OnceBox;
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 const VERSION: u32 = 1;
@@ -36,7 +36,7 @@ pub fn open() {
         .create(true)
         .truncate(false)
         .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(path);
     match file.and_then(|file| map(&file)) {
         Ok(totals) => {
@@ -57,6 +57,15 @@ pub fn complaint() -> Option<&'static String> {
 }
 
 fn map(file: &File) -> std::io::Result<&'static Totals> {
+    // A file that somebody named by mistake stays as it is.
+    let found = file.metadata()?;
+    let mut version = [0; 4];
+    let ours = found.len() == size_of::<Totals>() as u64
+        && file.read_exact_at(&mut version, 0).is_ok()
+        && matches!(u32::from_ne_bytes(version), 0 | VERSION);
+    if !found.is_file() || !(found.len() == 0 || ours) {
+        return Err(std::io::Error::other("it is there and no file of counters"));
+    }
     file.set_len(size_of::<Totals>() as u64)?;
     // SAFETY: the mapping is as long as the file was made, is never unmapped, and is only accessed atomically. A
     // file that somebody shortens meanwhile ends the process; it is the operator's own.

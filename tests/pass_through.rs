@@ -91,6 +91,22 @@ fn unwritable_counters() {
     assert!(ours <= 1, "{}", server.log());
 }
 
+/// A file that was named by mistake stays as it is, and only a program with TLS is told.
+#[test]
+fn counters_over_another_file() {
+    let sandbox = Sandbox::new();
+    let precious = sandbox.file("precious");
+    for content in ["one line\n".to_owned(), "x".repeat(168)] {
+        fs::write(&precious, &content).unwrap();
+        for (program, said) in [("true".into(), 0), (openssl(), 1)] {
+            let mut command = Command::new(program);
+            Keeper::Documented.apply(command.args(["s_client", "-connect", "127.0.0.1:1"]), &precious);
+            assert_eq!(text(&run(&mut command).stderr).matches("reprise: REPRISE_STATS").count(), said);
+        }
+        assert_eq!(fs::read_to_string(&precious).unwrap(), content);
+    }
+}
+
 /// The preload does not bring a libssl into a process that has none.
 #[test]
 fn no_libssl_of_its_own() {

@@ -5,7 +5,8 @@ use crate::{config, context, libssl, totals};
 /// Reads the environment, which some programs clear, and opens what it names, which may be out of reach later.
 extern "C" fn load() {
     super::border((), || {
-        config::get();
+        // SAFETY: getauxval has no preconditions.
+        config::load(unsafe { libc::getauxval(libc::AT_SECURE) } == 0);
         totals::open();
         // SAFETY: the functions live as long as the process, since the library is never unloaded.
         unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };

@@ -296,7 +296,9 @@ impl Context {
         }
         // A callback may add sessions still, if it does not go on for ever.
         for _ in 0..16 {
-            self.flush(0);
+            if !self.cache.is_empty() {
+                self.flush(0);
+            }
         }
         self.closed.store(true, Relaxed);
         self.flush(0);
