@@ -5,6 +5,7 @@
 #define OPENSSL_SUPPRESS_DEPRECATED /* SSL_CTX_flush_sessions is the name programs use */
 #include "harness.h"
 
+#include <dlfcn.h>
 #include <limits.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -645,9 +646,68 @@ static void CB5_context_of_another_library_context(void **state)
 }
 #endif
 
+/* A function as libssl itself has it, whoever stands before it. */
+static void *of_libssl(const char *name)
+{
+    static const char *const libraries[] = { "libssl.so.3", "libssl.so.4", "libssl.so.1.1" };
+
+    for (size_t i = 0; i < sizeof libraries / sizeof *libraries; i++) {
+        void *library = dlopen(libraries[i], RTLD_LAZY | RTLD_NOLOAD);
+        void *function = library == NULL ? NULL : dlsym(library, name);
+
+        if (function != NULL)
+            return function;
+    }
+    return NULL;
+}
+
+static int past_calls;
+
+static int past_new_cb(SSL *ssl, SSL_SESSION *session)
+{
+    (void)ssl;
+    past_calls++;
+    SSL_SESSION_free(session);
+    return 1;
+}
+
+/* A program that finds libssl's functions by itself sets a callback where Reprise does not see it. */
+static void CB1_callback_set_past_the_preload(void **state)
+{
+    void (*set_new_cb)(SSL_CTX *, int (*)(SSL *, SSL_SESSION *)) = NULL;
+    SSL_CTX *server = server_ctx(TLS1_2_VERSION), *client = client_ctx(TLS1_2_VERSION);
+    SSL_SESSION *before, *after;
+
+    (void)state;
+    *(void **)&set_new_cb = of_libssl("SSL_CTX_sess_set_new_cb");
+    assert_non_null(set_new_cb);
+    SSL_CTX_set_options(server, SSL_OP_NO_TICKET);
+    SSL_CTX_sess_set_cache_size(server, 100);
+    count_removals_of(server);
+    before = tls_session(client, server);
+    set_new_cb(server, past_new_cb);
+    past_calls = 0;
+    after = tls_session(client, server);
+    observe_int("CB1", "set past the preload: calls of it", past_calls, 1, 1);
+    observe_bool("CB1", "set past the preload: it is what is got",
+                 SSL_CTX_sess_get_new_cb(server) == past_new_cb, 1, 1);
+    observe_bool("CB1", "set past the preload: sessions of before and after are resumed",
+                 tls_resumes(client, server, before) && tls_resumes(client, server, after), 1, 1);
+    observe_int("CB1", "set past the preload: number", SSL_CTX_sess_number(server), 2, 2);
+    observe_int("CB1", "set past the preload: size", SSL_CTX_sess_get_cache_size(server), 100, 100);
+    observe_int("CB1", "set past the preload: mode", SSL_CTX_get_session_cache_mode(server), SSL_SESS_CACHE_SERVER,
+                SSL_SESS_CACHE_SERVER);
+    SSL_SESSION_free(before);
+    SSL_SESSION_free(after);
+    SSL_CTX_free(client);
+    SSL_CTX_free(server);
+    observe_int("CB1", "set past the preload: calls of remove_cb when freed", removed.count, 2, 2);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        RULE_TEST(CB1_callback_set_past_the_preload),
         RULE_TEST(CB5_context_freed_before_its_connections),
         RULE_TEST(GET2_resuming_on_an_SSL_whose_context_was_freed),
         RULE_TEST(GET2_sessions_outlive_their_context),

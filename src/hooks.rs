@@ -27,7 +27,9 @@ unsafe extern "C" fn get(ssl: *mut SSL, id: *const c_uchar, length: c_int, copy:
             *copy = 0;
             (Connection::borrow(ssl)?, std::slice::from_raw_parts(id, usize::try_from(length).ok()?))
         };
-        Some(Context::of(&connection)?.lookup(&connection, id)?.into_ptr())
+        let context = Context::of(&connection)?;
+        context.lost(HOOKS);
+        Some(context.lookup(&connection, id)?.into_ptr())
     })
 }
 

@@ -41,7 +41,10 @@ pub unsafe extern "C" fn SSL_CTX_new_ex(
 #[no_mangle]
 pub unsafe extern "C" fn SSL_new(ctx: *mut SSL_CTX) -> *mut SSL {
     border((), || {
-        ours(ctx)?.connection();
+        let context = ours(ctx)?;
+        if !context.lost(HOOKS) {
+            context.connection();
+        }
         Some(())
     });
     // SAFETY: by the caller's promise; libssl allows NULL.

@@ -107,6 +107,22 @@ impl Context {
         }
     }
 
+    /// A program that found libssl's functions by itself may have replaced our hooks: then libssl would cache half of what
+    /// it should and we the other half. Such a context goes back to libssl, whole. Whether it did.
+    pub fn lost(&self, hooks: Hooks) -> bool {
+        let Some(ctx) = self.ctx().filter(|ctx| !ctx.has(hooks) && !self.is_ending()) else { return false };
+        if registry::retire(ctx.as_ptr()) {
+            self.closed.store(true, Relaxed);
+            let program =
+                Hooks { new: self.new_callback.get(), remove: self.remove_callback.get(), get: self.get_callback.get() };
+            let mut sessions = Vec::new();
+            self.cache.clear(&mut |session| sessions.push(session));
+            ctx.hand_back(hooks, program, self.mode(), self.size() as c_long, sessions);
+            log::once(format_args!("callbacks of an SSL_CTX were set past Reprise: libssl caches its sessions again"));
+        }
+        true
+    }
+
     /// The context that libssl caches in for this connection; `None` if that is not ours.
     pub fn of(connection: &Connection) -> Option<&'static Context> {
         let (first, second) = connection.contexts();

@@ -18,6 +18,8 @@ static BUCKET: [OnceBox<Node>; BUCKETS] = [const { OnceBox::new() }; BUCKETS];
 
 /// Address of a node in which an SSL_CTX is being taken over.
 const RESERVED: usize = 1;
+/// Of one that was handed back to libssl: a hook may still be at work in it, so it is not used again.
+const RETIRED: usize = 2;
 
 struct Node {
     /// 0 when free.
@@ -38,7 +40,7 @@ fn bucket(address: usize) -> &'static OnceBox<Node> {
 /// The context of an SSL_CTX; `None` for one that is not ours, NULL included.
 pub fn find(ctx: *mut SSL_CTX) -> Option<&'static Context> {
     let address = ctx as usize;
-    if address <= RESERVED {
+    if address <= RETIRED {
         return None;
     }
     nodes(bucket(address)).find(|node| node.address.load(Acquire) == address).map(|node| &node.context)
@@ -46,7 +48,7 @@ pub fn find(ctx: *mut SSL_CTX) -> Option<&'static Context> {
 
 /// All contexts in use.
 pub fn all() -> impl Iterator<Item = &'static Context> {
-    BUCKET.iter().flat_map(nodes).filter(|node| node.address.load(Acquire) > RESERVED).map(|node| &node.context)
+    BUCKET.iter().flat_map(nodes).filter(|node| node.address.load(Acquire) > RETIRED).map(|node| &node.context)
 }
 
 /// A context for `ctx`, prepared by `prepare` before anybody finds it; `None` if that fails.
@@ -68,8 +70,15 @@ pub fn enter(ctx: *mut SSL_CTX, prepare: impl FnOnce(&'static Context) -> bool) 
 
 /// Forgets `ctx`. Its context must not be used for it any more.
 pub fn leave(ctx: *mut SSL_CTX) {
+    replace(ctx, 0);
+}
+
+/// The same for an SSL_CTX that lives on. Whether it was there: one caller only hears that.
+pub fn retire(ctx: *mut SSL_CTX) -> bool {
+    replace(ctx, RETIRED)
+}
+
+fn replace(ctx: *mut SSL_CTX, by: usize) -> bool {
     let address = ctx as usize;
-    if let Some(node) = nodes(bucket(address)).find(|node| node.address.load(Relaxed) == address) {
-        node.address.store(0, Release);
-    }
+    nodes(bucket(address)).any(|node| node.address.compare_exchange(address, by, AcqRel, Relaxed).is_ok())
 }

@@ -21,6 +21,9 @@ unsafe impl Send for Ctx {}
 // SAFETY: as above.
 unsafe impl Sync for Ctx {}
 
+/// In libssl's own cache nothing is looked up, stored or cleared.
+const OWN_MODE: u32 = SSL_SESS_CACHE_NO_INTERNAL | SSL_SESS_CACHE_NO_AUTO_CLEAR;
+
 /// The three functions that libssl calls for a context that was taken over.
 #[derive(Clone, Copy)]
 pub struct Hooks {
@@ -129,7 +132,7 @@ impl Ctx {
     /// callback of the program may need is gone. Returns the sentinel's address; `None` if there is no memory for it.
     pub fn take_over(self, hooks: Hooks) -> Option<usize> {
         const CENTURY: i64 = 100 * 365 * 24 * 3600; // in nanoseconds it still fits 64 bits, as 4.0 counts them
-        let sentinel = Session::placeholder(&Key::new(0, b"reprise: end of the SSL_CTX")?)?;
+        let sentinel = sentinel()?;
         sentinel.set_timeout(CENTURY);
         let _inside = Inside::enter(self);
         // SAFETY: the context is alive, the hooks live as long as the process, and adding takes a reference of its own.
@@ -147,8 +150,7 @@ impl Ctx {
 
     /// Tells libssl for which sides to call the hooks; it never looks into or stores in a cache of its own.
     pub fn set_mode(self, mode: u32) {
-        let own = SSL_SESS_CACHE_NO_INTERNAL | SSL_SESS_CACHE_NO_AUTO_CLEAR;
-        self.control(SSL_CTRL_SET_SESS_CACHE_MODE, c_long::from(mode & SSL_SESS_CACHE_BOTH | own));
+        self.control(SSL_CTRL_SET_SESS_CACHE_MODE, c_long::from(mode & SSL_SESS_CACHE_BOTH | OWN_MODE));
     }
 
     /// A counter that libssl keeps itself: SSL_CTRL_SESS_CONNECT and its like.
@@ -214,6 +216,62 @@ impl Ctx {
         let _inside = Inside::enter(self);
         // SAFETY: the context is there until SSL_CTX_free, which called us, goes on.
         unsafe { (table().SSL_CTX_flush_sessions)(self.as_ptr(), 0) };
+    }
+
+    /// The callbacks that libssl has.
+    fn installed(self) -> Hooks {
+        // SAFETY: the context is alive.
+        unsafe {
+            Hooks {
+                new: (table().SSL_CTX_sess_get_new_cb)(self.as_ptr()),
+                remove: (table().SSL_CTX_sess_get_remove_cb)(self.as_ptr()),
+                get: (table().SSL_CTX_sess_get_get_cb)(self.as_ptr()),
+            }
+        }
+    }
+
+    /// Whether all three hooks are still those that `take_over` installed.
+    pub fn has(self, hooks: Hooks) -> bool {
+        self.installed().addresses() == hooks.addresses()
+    }
+
+    /// Undoes `take_over`: libssl caches again, as the program told us or libssl behind our back, and has `sessions`.
+    pub fn hand_back(self, hooks: Hooks, program: Hooks, mode: u32, size: c_long, sessions: Vec<Session>) {
+        let now = self.installed();
+        let (ours, own) = (hooks.addresses(), now.addresses());
+        let untouched_mode = self.control(SSL_CTRL_GET_SESS_CACHE_MODE, 0) == c_long::from(mode & SSL_SESS_CACHE_BOTH | OWN_MODE);
+        let untouched_size = self.control(SSL_CTRL_GET_SESS_CACHE_SIZE, 0) == 0;
+        let _inside = Inside::enter(self);
+        // SAFETY: the context and the sessions are alive; the callbacks are the program's.
+        unsafe {
+            (table().SSL_CTX_sess_set_remove_cb)(self.as_ptr(), None);
+            if let Some(sentinel) = sentinel() {
+                (table().SSL_CTX_remove_session)(self.as_ptr(), sentinel.as_ptr());
+            }
+            (table().SSL_CTX_sess_set_remove_cb)(self.as_ptr(), if own[1] == ours[1] { program.remove } else { now.remove });
+            (table().SSL_CTX_sess_set_new_cb)(self.as_ptr(), if own[0] == ours[0] { program.new } else { now.new });
+            (table().SSL_CTX_sess_set_get_cb)(self.as_ptr(), if own[2] == ours[2] { program.get } else { now.get });
+            if untouched_size {
+                self.control(SSL_CTRL_SET_SESS_CACHE_SIZE, size);
+            }
+            for session in sessions {
+                (table().SSL_CTX_add_session)(self.as_ptr(), session.as_ptr());
+            }
+            if untouched_mode {
+                self.control(SSL_CTRL_SET_SESS_CACHE_MODE, c_long::from(mode));
+            }
+        }
+    }
+}
+
+/// What a sentinel is found by.
+fn sentinel() -> Option<Session> {
+    Session::placeholder(&Key::new(0, b"reprise: end of the SSL_CTX")?)
+}
+
+impl Hooks {
+    fn addresses(self) -> [Option<usize>; 3] {
+        [self.new.map(|new| new as usize), self.remove.map(|remove| remove as usize), self.get.map(|get| get as usize)]
     }
 }
 
