@@ -78,7 +78,7 @@ $(OUT)/stock/%: c_tests/%.c $(OUT)/harness.o
 
 $(OUT)/reprise/%: c_tests/%.c $(OUT)/harness.o $(LIBRARY)
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(WARN) $(filter %.c %.o,$^) -o $@ -lcmocka $(REPRISE) $(TLS)
+	$(CC) $(CFLAGS) $(WARN) -DWITH_REPRISE $(filter %.c %.o,$^) -o $@ -lcmocka $(REPRISE) $(TLS)
 
 STOCK_PAGES   := $(addprefix $(OUT)/stock/,$(PAGES))
 REPRISE_PAGES := $(addprefix $(OUT)/reprise/,$(PAGES))
