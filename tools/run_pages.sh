@@ -34,7 +34,7 @@ if [ "$1" = --valgrind ]; then
     shift
     sides='documented stock-like'
     VALGRIND='valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite --child-silent-after-fork=yes'
-    export VALGRIND
+    export VALGRIND REPRISE_SLOWLY=1
 else
     rm -f "$1"/*.tsv
 fi
