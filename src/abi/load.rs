@@ -3,6 +3,7 @@
 use crate::{config, context, libssl, totals};
 
 /// Reads the environment, which some programs clear, and opens what it names, which may be out of reach later.
+#[cfg_attr(miri, allow(dead_code))]
 extern "C" fn load() {
     super::border((), || {
         // SAFETY: getauxval has no preconditions.
@@ -14,6 +15,7 @@ extern "C" fn load() {
     })
 }
 
+#[cfg(not(miri))] // which runs the cache alone, and knows neither getauxval nor pthread_atfork
 #[used]
 #[link_section = ".init_array"]
 static LOAD: extern "C" fn() = load;
