@@ -456,7 +456,7 @@ static const SSL_CIPHER *cipher_named(const char *name)
 
 SSL_SESSION *made_session(int version, unsigned char fill)
 {
-    static const SSL_CIPHER *tls13, *older;
+    static _Thread_local const SSL_CIPHER *tls13, *older;
     static const unsigned char id_context[] = "c_tests";
     unsigned char id[SSL_MAX_SSL_SESSION_ID_LENGTH], secret[SSL_MAX_MASTER_KEY_LENGTH];
     int is_tls13 = version == TLS1_3_VERSION;

