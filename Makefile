@@ -105,8 +105,11 @@ check: all check-header check-c check-conformance check-valgrind check-rust
 check-rust: $(LIBRARY) target/server-stock target/server-reprise target/reconnect
 	$(CARGO) test --release --locked
 
+# What takes longer, or needs a nightly Rust: other versions of libssl, data races, the model checker, fuzzing.
 check-all: check
 	tools/check_libssl.sh
+	tools/check_threads.sh
+	tools/check_models.sh
 
 lint: setup
 	$(CARGO) fmt --check

@@ -113,8 +113,11 @@ impl Context {
         let Some(ctx) = self.ctx().filter(|ctx| !ctx.has(hooks) && !self.is_ending()) else { return false };
         if registry::retire(ctx.as_ptr()) {
             self.closed.store(true, Relaxed);
-            let program =
-                Hooks { new: self.new_callback.get(), remove: self.remove_callback.get(), get: self.get_callback.get() };
+            let program = Hooks {
+                new: self.new_callback.get(),
+                remove: self.remove_callback.get(),
+                get: self.get_callback.get(),
+            };
             let mut sessions = Vec::new();
             self.cache.clear(&mut |session| sessions.push(session));
             ctx.hand_back(hooks, program, self.mode(), self.size() as c_long, sessions);

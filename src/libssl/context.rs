@@ -239,7 +239,8 @@ impl Ctx {
     pub fn hand_back(self, hooks: Hooks, program: Hooks, mode: u32, size: c_long, sessions: Vec<Session>) {
         let now = self.installed();
         let (ours, own) = (hooks.addresses(), now.addresses());
-        let untouched_mode = self.control(SSL_CTRL_GET_SESS_CACHE_MODE, 0) == c_long::from(mode & SSL_SESS_CACHE_BOTH | OWN_MODE);
+        let untouched_mode =
+            self.control(SSL_CTRL_GET_SESS_CACHE_MODE, 0) == c_long::from(mode & SSL_SESS_CACHE_BOTH | OWN_MODE);
         let untouched_size = self.control(SSL_CTRL_GET_SESS_CACHE_SIZE, 0) == 0;
         let _inside = Inside::enter(self);
         // SAFETY: the context and the sessions are alive; the callbacks are the program's.
@@ -248,7 +249,10 @@ impl Ctx {
             if let Some(sentinel) = sentinel() {
                 (table().SSL_CTX_remove_session)(self.as_ptr(), sentinel.as_ptr());
             }
-            (table().SSL_CTX_sess_set_remove_cb)(self.as_ptr(), if own[1] == ours[1] { program.remove } else { now.remove });
+            (table().SSL_CTX_sess_set_remove_cb)(
+                self.as_ptr(),
+                if own[1] == ours[1] { program.remove } else { now.remove },
+            );
             (table().SSL_CTX_sess_set_new_cb)(self.as_ptr(), if own[0] == ours[0] { program.new } else { now.new });
             (table().SSL_CTX_sess_set_get_cb)(self.as_ptr(), if own[2] == ours[2] { program.get } else { now.get });
             if untouched_size {

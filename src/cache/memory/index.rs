@@ -8,11 +8,12 @@
 //! in vain, and the slot. When the table has grown, the smaller ones stay allocated: a late reader may still be
 //! there, and together they are no larger than the one in use.
 
-use std::sync::atomic::{
+use super::sync::atomic::{
     fence, AtomicU32, AtomicU64, AtomicUsize,
     Ordering::{Acquire, Relaxed, Release},
 };
-use std::sync::OnceLock;
+use super::sync::{spin_loop, OnceLock};
+use std::array::from_fn;
 
 /// A key and, in the upper 24 bits of the last word, where its home is.
 pub type Words = [u64; 5];
@@ -21,14 +22,16 @@ const HOME_SHIFT: u32 = 40;
 type Cells = Box<[AtomicU32]>;
 type Keys = Box<[[AtomicU64; 5]]>;
 
-const FIRST_CELLS: usize = 16;
-const LEVELS: usize = 20;
+const FIRST_CELLS: usize = if cfg!(loom) { 4 } else { 16 };
+const LEVELS: usize = if cfg!(loom) { 3 } else { 20 };
+/// How often a lookup that writers disturb is made again before it takes the lock.
+const ATTEMPTS: usize = if cfg!(loom) { 1 } else { 8 };
 const EMPTY: u32 = 0;
 const SLOT_BITS: u32 = 24;
 
 /// Chunks come in groups of four of one size, the next group's being twice that: little is allocated ahead.
-const GROUPS: usize = 14;
-const FIRST_CHUNK: usize = 8;
+const GROUPS: usize = if cfg!(loom) { 2 } else { 14 };
+const FIRST_CHUNK: usize = if cfg!(loom) { 1 } else { 8 };
 /// How many slots a shard can have.
 pub const SLOTS: usize = FIRST_CHUNK * 4 * ((1 << GROUPS) - 1);
 
@@ -92,8 +95,8 @@ impl Index {
         Index {
             version: AtomicU32::new(0),
             level: AtomicUsize::new(0),
-            levels: [const { OnceLock::new() }; LEVELS],
-            keys: [const { OnceLock::new() }; GROUPS * 4],
+            levels: from_fn(|_| OnceLock::new()),
+            keys: from_fn(|_| OnceLock::new()),
         }
     }
 
@@ -108,7 +111,7 @@ impl Index {
 
     /// Without the lock: whether a key is there. `None` when writers were in the way all the time.
     pub fn contains(&self, words: &Words, hash: u64) -> Option<bool> {
-        for _ in 0..8 {
+        for _ in 0..ATTEMPTS {
             let version = self.version.load(Acquire);
             if version % 2 == 0 {
                 let found = self.find(words, hash).is_some();
@@ -117,7 +120,7 @@ impl Index {
                     return Some(found);
                 }
             }
-            std::hint::spin_loop();
+            spin_loop();
         }
         None
     }
@@ -160,7 +163,7 @@ impl Index {
         let (chunk, _) = chunk(slot);
         let Some(keys) = self.keys.get(chunk) else { return false };
         if keys.get().is_none() {
-            let Some(new) = allocate(FIRST_CHUNK << (chunk / 4), || [const { AtomicU64::new(0) }; 5]) else {
+            let Some(new) = allocate(FIRST_CHUNK << (chunk / 4), || from_fn(|_| AtomicU64::new(0))) else {
                 return false;
             };
             let _ = keys.set(new);

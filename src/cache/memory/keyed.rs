@@ -8,7 +8,7 @@
 use super::super::Key;
 use std::hash::{BuildHasher, RandomState};
 
-pub struct Keyed([u64; 8]);
+pub struct Keyed(pub(super) [u64; 8]);
 
 impl Keyed {
     pub fn new() -> Keyed {

@@ -6,29 +6,36 @@
 //! sessions that have not expired cost nothing when the expired ones are cleared.
 //!
 //! The locks are futexes (std), not parking_lot's: a lock whose waiters are kept in a table of the process is not
-//! safe in a forked child. Nothing holds two of them but [`Cache::hold`], which takes them in order.
+//! safe in a forked child. Nothing holds two of them but [`Cache::hold`] and [`Cache::set_limit`],
+//! which take them in order.
 
 mod heap;
 mod index;
 mod keyed;
+#[cfg(all(test, loom))]
+mod loom;
 mod order;
 mod room;
 mod shard;
+mod sync;
 
 use super::{Cache, Collision, Departure, Held, Inserted, Key, Seconds, Session};
 use index::Words;
 use keyed::Keyed;
-use once_cell::race::OnceBox;
 use room::Shared;
 use shard::{Shard, Stored};
 use smallvec::SmallVec;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering::Relaxed};
+use std::sync::PoisonError;
+use sync::atomic::{AtomicI64, AtomicUsize, Ordering::Relaxed};
+use sync::{yield_now, Mutex, MutexGuard, OnceBox};
 
-const SHARDS: usize = 64;
+const SHARDS: usize = if cfg!(loom) { 2 } else { 64 };
 
 pub struct Memory<S: Session> {
     /// Allocated by the first insertion: most contexts of most programs never cache anything.
     shards: OnceBox<[Shard<S>; SHARDS]>,
+    /// Held while the shards are allocated or the limit is set: who sees the shards sees that limit.
+    setting_up: Mutex<()>,
     keyed: Keyed,
     /// 0 for no limit, and then nobody keeps account of room.
     limit: AtomicUsize,
@@ -45,6 +52,7 @@ impl<S: Session> Memory<S> {
         Memory {
             room,
             shards: OnceBox::new(),
+            setting_up: Mutex::default(),
             keyed: Keyed::new(),
             limit: AtomicUsize::new(limit),
             none_expires_by: AtomicI64::new(Seconds::MIN),
@@ -60,6 +68,16 @@ impl<S: Session> Memory<S> {
     /// The shard for a hash. Tables use the lowest and the highest bits, so the shard is chosen by others.
     fn shard(&self, hash: u64) -> Option<&Shard<S>> {
         Some(&self.shards.get()?[(hash >> 32) as usize % SHARDS])
+    }
+
+    fn set_up(&self) -> MutexGuard<'_, ()> {
+        self.setting_up.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[cold]
+    fn allocate(&self) -> &[Shard<S>; SHARDS] {
+        let _alone = self.set_up();
+        self.shards.get_or_init(|| Box::new(std::array::from_fn(|_| Shard::new())))
     }
 
     fn all(&self) -> impl Iterator<Item = &Shard<S>> {
@@ -87,10 +105,14 @@ impl<S: Session> Memory<S> {
         }
     }
 
-    /// Takes out the session that expires soonest of all, if there is one: of those that expire in the same second
-    /// the one that came first.
+    /// Takes out the session that expires soonest of all: of those that expire in the same second the one that came
+    /// first. `None` if the cache is not full, which it may not be although there is no room to be found: other threads
+    /// are carrying it from shard to shard, or are between their reservation and their insertion.
     fn evict(&self) -> Option<S> {
         loop {
+            if self.len() < self.limit.load(Relaxed) {
+                return None;
+            }
             let shard = self.shards.get()?.iter().min_by_key(|shard| shard.soonest())?;
             if shard.is_empty() {
                 return None;
@@ -106,7 +128,7 @@ impl<S: Session> Memory<S> {
 
 impl<S: Session> Cache<S> for Memory<S> {
     fn insert(&self, session: S, collision: Collision, left: &mut dyn FnMut(S, Departure)) -> Inserted {
-        let shards = self.shards.get_or_init(|| Box::new(std::array::from_fn(|_| Shard::new())));
+        let shards = self.shards.get().unwrap_or_else(|| self.allocate());
         let (words, hash) = self.find_by(&session.key());
         let shard = &shards[(hash >> 32) as usize % SHARDS];
         let expiry = session.expiry();
@@ -133,7 +155,7 @@ impl<S: Session> Cache<S> for Memory<S> {
             drop(locked);
             match self.evict() {
                 Some(evicted) => departed.push((evicted, Departure::Evicted)),
-                None => std::thread::yield_now(), // others are between their reservation and their insertion
+                None => yield_now(),
             }
         };
         self.expires(expiry);
@@ -251,17 +273,12 @@ impl<S: Session> Cache<S> for Memory<S> {
     }
 
     fn set_limit(&self, limit: usize) {
-        // Nothing comes or goes meanwhile. Where the first session does, once more.
-        loop {
-            let allocated = self.shards.get().is_some();
-            let locked: Vec<_> = self.all().map(Shard::lock).collect();
-            self.all().for_each(|shard| shard.room.clear());
-            self.room.set(limit, locked.iter().map(|shard| shard.count()).sum());
-            self.limit.store(limit, Relaxed);
-            if allocated == self.shards.get().is_some() {
-                break;
-            }
-        }
+        // Nothing comes or goes meanwhile, and neither does the first session.
+        let _alone = self.set_up();
+        let locked: Vec<_> = self.all().map(Shard::lock).collect();
+        self.all().for_each(|shard| shard.room.clear());
+        self.room.set(limit, locked.iter().map(|shard| shard.count()).sum());
+        self.limit.store(limit, Relaxed);
     }
 
     fn snapshot(&self) -> Vec<S> {
@@ -273,6 +290,7 @@ impl<S: Session> Cache<S> for Memory<S> {
     }
 
     fn hold(&'static self) -> Box<dyn Held> {
-        Box::new(self.shards.get().map(|shards| shards.each_ref().map(Shard::lock)))
+        let alone = self.set_up();
+        Box::new((alone, self.shards.get().map(|shards| shards.each_ref().map(Shard::lock))))
     }
 }

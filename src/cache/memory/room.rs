@@ -5,20 +5,20 @@
 //! is used up too is the room of the other shards collected. Nothing is lost on the way: what the shards have, what
 //! they share and the sessions cached always add up to the limit.
 
-use std::sync::atomic::{AtomicI64, AtomicU32, Ordering::Relaxed};
+use super::sync::atomic::{AtomicI64, AtomicU32, Ordering::Relaxed};
 
 /// How much a shard takes at a time, and how much it keeps at the most.
-const PORTION: i64 = 8;
-const MOST: u32 = 32;
+const PORTION: i64 = if cfg!(loom) { 2 } else { 8 };
+const MOST: u32 = if cfg!(loom) { 2 } else { 32 };
 
 /// The room of one shard.
 #[derive(Default)]
-pub struct Room(AtomicU32);
+pub struct Room(pub(super) AtomicU32);
 
 /// The room that all shards share; below zero after the limit was lowered.
 #[derive(Default)]
 #[repr(align(128))]
-pub struct Shared(AtomicI64);
+pub struct Shared(pub(super) AtomicI64);
 
 impl Room {
     pub fn take(&self) -> bool {

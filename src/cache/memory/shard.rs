@@ -4,9 +4,9 @@ use super::super::{Seconds, Session};
 use super::heap::{Heap, Turn};
 use super::index::{self, Found, Index, Words};
 use super::room::Room;
-use once_cell::race::OnceBox;
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use super::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use super::sync::{Mutex, MutexGuard, OnceBox};
+use std::sync::PoisonError;
 
 /// No session: later than every turn.
 const NONE: Turn = Turn { expiry: Seconds::MAX, came: u64::MAX };
