@@ -130,7 +130,7 @@ demo: all target/server-stock target/server-reprise target/reconnect
 	@STOCK_SERVER=target/server-stock REPRISE_SERVER=target/server-reprise RECONNECT=target/reconnect examples/demo.sh
 
 bench: all
-	$(CARGO) bench --locked --bench paired -- $(BENCH)
+	$(CARGO) bench --locked --bench paired -- $(or $(BENCH),--plots docs/img)
 
 clean:
 	$(CARGO) clean

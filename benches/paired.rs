@@ -1,29 +1,40 @@
 //! `cargo bench --bench paired`: session_cache.c on stock libssl and under libreprise.so, in turn.
 //!
 //! Machines are noisy, and noise comes in waves that last longer than a run. So a measurement is a row of pairs
-//! (stock, Reprise, stock, Reprise, ...), and what is reported is the ratio within each pair. Ratios say how many
-//! times better Reprise is: above 1 it wins, whether the measure is a rate or a cost.
+//! (stock, Reprise, Reprise, stock, ...), and what is reported is the ratio within each pair. Ratios say how many
+//! times better Reprise is: above 1 it wins, whether the measure is a rate or a cost. Where even that is too coarse,
+//! `--instructions` counts what noise does not change.
 //!
-//! The table goes to stdout, progress to stderr.
+//! The table goes to stdout, progress to stderr, pictures into the folder that `--plots` names.
 
+use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
+use plotters::prelude::*;
 use std::collections::HashMap;
+use std::error::Error;
 use std::fmt::Write as _;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 const USAGE: &str = "\
 usage: cargo bench --bench paired -- [options]
-  --quick         under a minute: short runs, few pairs, a tenth of the sessions
-  --pairs N       pairs for each measurement (5; 4 with --quick)
-  --only WHAT     only the measurements whose name begins with WHAT (may be repeated)
-  --json FILE     write every single figure to FILE
-  --control       stock against stock: the ratios that noise alone makes on this machine
-  --library FILE  the libreprise.so to measure (default: the release build, brought up to date first)";
+  --quick              a minute or two: short runs, few pairs, a tenth of the sessions
+  --pairs N            pairs for each measurement (5; 4 with --quick)
+  --handshake-pairs N  pairs for each measurement of whole handshakes, whose ratios are close to 1 (as --pairs)
+  --only WHAT          only the measurements whose name begins with WHAT (may be repeated)
+  --instructions       no measurements, but the instructions that callgrind counts for one operation
+  --plots DIR          draw those of the SVG pictures for which all was measured; none of --quick or --control
+  --json FILE          write every single figure to FILE
+  --control            stock against stock: the ratios that noise alone makes on this machine
+  --library FILE       the libreprise.so to measure (default: the release build, brought up to date first)";
 
 struct Options {
     quick: bool,
     pairs: usize,
+    handshake_pairs: usize,
     only: Vec<String>,
+    instructions: bool,
+    plots: Option<PathBuf>,
     json: Option<PathBuf>,
     control: bool,
     library: Option<PathBuf>,
@@ -37,10 +48,17 @@ struct Metric {
 }
 
 const RATE: &[Metric] = &[Metric { key: "rate", unit: "/s", lower_is_better: false }];
+const fn nanoseconds(key: &'static str) -> Metric {
+    Metric { key, unit: "ns", lower_is_better: true }
+}
 const LATENCY: &[Metric] = &[
-    Metric { key: "p50_ns", unit: "ns", lower_is_better: true },
-    Metric { key: "p9999_ns", unit: "ns", lower_is_better: true },
-    Metric { key: "max_ns", unit: "ns", lower_is_better: true },
+    nanoseconds("p50_ns"),
+    nanoseconds("p90_ns"),
+    nanoseconds("p99_ns"),
+    nanoseconds("p999_ns"),
+    nanoseconds("p9999_ns"),
+    nanoseconds("p99999_ns"),
+    nanoseconds("max_ns"),
 ];
 const MEMORY: &[Metric] = &[Metric { key: "rss_per_session", unit: "bytes", lower_is_better: true }];
 
@@ -106,6 +124,9 @@ fn run() -> Result<(), String> {
         Some(path) => Some(path.canonicalize().map_err(|e| format!("{}: {e}", path.display()))?),
         None => Some(release_library()?),
     };
+    if options.instructions {
+        return instructions(&options, &program, library.as_deref());
+    }
     let cases = cases(options.quick);
     let chosen: Vec<&Case> = cases.iter().filter(|case| options.wants(case)).collect();
     if chosen.is_empty() {
@@ -122,27 +143,53 @@ fn run() -> Result<(), String> {
     if let Some(file) = &options.json {
         std::fs::write(file, json(&outcomes)).map_err(|e| format!("{}: {e}", file.display()))?;
     }
+    match &options.plots {
+        Some(_) if options.quick || options.control => eprintln!("no plots of --quick or --control"),
+        Some(folder) => plots(folder, &outcomes).map_err(|e| format!("{}: {e}", folder.display()))?,
+        None => {}
+    }
     Ok(())
 }
 
 impl Options {
+    fn names(&self, what: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| what.starts_with(only))
+    }
+
     fn wants(&self, case: &Case) -> bool {
-        let named = self.only.is_empty() || self.only.iter().any(|only| case.what.starts_with(only));
-        named && (case.on_stock || !self.control)
+        self.names(case.what) && (case.on_stock || !self.control)
+    }
+
+    fn pairs_of(&self, case: &Case) -> usize {
+        if case.what.starts_with("handshake") {
+            self.handshake_pairs
+        } else {
+            self.pairs
+        }
     }
 }
 
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String> {
-    let mut options = Options { quick: false, pairs: 0, only: Vec::new(), json: None, control: false, library: None };
+    let mut options = Options {
+        quick: false,
+        pairs: 0,
+        handshake_pairs: 0,
+        only: Vec::new(),
+        instructions: false,
+        plots: None,
+        json: None,
+        control: false,
+        library: None,
+    };
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().ok_or(format!("{argument} wants a value\n{USAGE}"));
         match argument.as_str() {
             "--bench" => {} // cargo adds it
             "--quick" => options.quick = true,
-            "--pairs" => match value()?.parse() {
-                Ok(pairs) if pairs > 0 => options.pairs = pairs,
-                _ => return Err(format!("--pairs wants a number above 0\n{USAGE}")),
-            },
+            "--pairs" => options.pairs = number(value()?)?,
+            "--handshake-pairs" => options.handshake_pairs = number(value()?)?,
+            "--instructions" => options.instructions = true,
+            "--plots" => options.plots = Some(value()?.into()),
             "--only" => options.only.push(value()?),
             "--control" => options.control = true,
             "--json" => options.json = Some(value()?.into()),
@@ -153,11 +200,19 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
     if options.pairs == 0 {
         options.pairs = if options.quick { 4 } else { 5 };
     }
+    if options.handshake_pairs == 0 {
+        options.handshake_pairs = options.pairs;
+    }
     Ok(options)
+}
+
+fn number(word: String) -> Result<usize, String> {
+    word.parse().ok().filter(|&number| number > 0).ok_or(format!("{word} is not a number above 0\n{USAGE}"))
 }
 
 fn cases(quick: bool) -> Vec<Case> {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let doubled: Vec<usize> = (0..).map(|power| 1 << power).take_while(|&threads| threads <= 2 * cores).collect();
     let million = if quick { 100_000 } else { 1_000_000 };
     let mut cases = Vec::new();
     let mut add = |what, threads: &[usize], sessions, metrics, on_stock| {
@@ -165,22 +220,29 @@ fn cases(quick: bool) -> Vec<Case> {
         threads.dedup(); // one core: 1 and `cores` are the same
         cases.extend(threads.into_iter().map(|threads| Case { what, threads, sessions, metrics, on_stock }));
     };
-    add("matching", &[1, cores], None, RATE, true);
+    add("matching", &doubled, None, RATE, true);
     add("matching_miss", &[1, cores], None, RATE, true);
-    add("add_remove", &[1, cores, 2 * cores], None, RATE, true);
-    add("add_mixed", &[1], Some(10_000), RATE, true);
-    if !quick {
-        add("add_mixed", &[1], Some(40_000), RATE, true);
-        add("add_mixed", &[1], Some(100_000), RATE, false);
-        add("add_mixed", &[1], Some(1_000_000), RATE, false);
+    add("add_remove", &doubled, None, RATE, true);
+    add("add_remove_scattered", &[1], None, RATE, true);
+    add("add_remove_hot", &[1], None, RATE, true);
+    let longest = if quick { 10_000 } else { 1_000_000 };
+    add("add_mixed_warm", &[1], Some(10_000), RATE, true);
+    for sessions in [1_000, 3_000, 10_000, 20_000, 40_000, 100_000, 300_000, 1_000_000] {
+        if sessions <= longest {
+            add("add_mixed", &[1], Some(sessions), RATE, sessions <= 40_000);
+        }
     }
+    add("add_mixed_warm", &[1], Some(million), RATE, false);
     add("flush", &[1], Some(million), RATE, true);
+    add("flush_scattered", &[1], Some(million), RATE, true);
     add("lookups_while_flush", &[1], Some(million), LATENCY, true);
     add("memory", &[1], Some(million), MEMORY, true);
     add("handshake_tls12_full", &[1, cores], None, RATE, true);
     add("handshake_tls12_resumed", &[1, cores], None, RATE, true);
     add("handshake_tls13_full", &[1, cores], None, RATE, true);
     add("handshake_tls13_stateful_resumed", &[1, cores], None, RATE, true);
+    add("limit_probe", &[1, cores], None, RATE, true);
+    add("limit_mark", &[1, cores], None, RATE, true);
     add("limit_up_ref", &[1, cores], None, RATE, true);
     add("limit_up_ref_shared", &[cores], None, RATE, true);
     add("limit_new_free", &[1, cores], None, RATE, true);
@@ -195,19 +257,19 @@ fn measure<'a>(
 ) -> Result<Vec<Outcome<'a>>, String> {
     let mut outcomes: Vec<Outcome> =
         case.metrics.iter().map(|metric| Outcome { case, metric, stock: Vec::new(), reprise: Vec::new() }).collect();
-    for _ in 0..options.pairs {
-        if case.on_stock {
-            let line = run_once(case, options.quick, program, None)?;
-            for outcome in &mut outcomes {
-                outcome.stock.push(figure(&line, outcome.metric.key)?);
+    for pair in 0..options.pairs_of(case) {
+        // Stock first, then Reprise first: what changes steadily meanwhile favours neither.
+        for is_stock in [pair % 2 == 0, pair % 2 != 0] {
+            if is_stock && !case.on_stock {
+                continue;
             }
-            eprint!("s");
+            let line = run_once(case, options.quick, program, library.filter(|_| !is_stock))?;
+            for outcome in &mut outcomes {
+                let figures = if is_stock { &mut outcome.stock } else { &mut outcome.reprise };
+                figures.push(figure(&line, outcome.metric.key)?);
+            }
+            eprint!("{}", if is_stock { "s" } else { "r" });
         }
-        let line = run_once(case, options.quick, program, library)?;
-        for outcome in &mut outcomes {
-            outcome.reprise.push(figure(&line, outcome.metric.key)?);
-        }
-        eprint!("r");
     }
     Ok(outcomes)
 }
@@ -225,29 +287,73 @@ fn run_once(
     if let Some(sessions) = case.sessions {
         command.args(["-sessions", &sessions.to_string()]);
     }
+    Ok(answer(command, case.what, preload)?.0)
+}
+
+/// What session_cache printed as name=value, and what went to stderr.
+fn answer(
+    mut command: Command,
+    what: &str,
+    preload: Option<&Path>,
+) -> Result<(HashMap<String, String>, String), String> {
     command.env_remove("LD_PRELOAD");
     if let Some(library) = preload {
         command.env("LD_PRELOAD", library);
     }
-    let output = command.output().map_err(|e| format!("{}: {e}", program.display()))?;
+    let output = command.output().map_err(|e| format!("{}: {e}", Path::new(command.get_program()).display()))?;
     let side = if preload.is_some() { "Reprise" } else { "stock" };
+    let stderr = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        return Err(format!("{} on {side}: {}\n{stderr}", case.what, output.status));
+        return Err(format!("{what} on {side}: {}\n{stderr}", output.status));
     }
     let stdout = String::from_utf8_lossy(&output.stdout);
     let line: HashMap<String, String> =
         stdout.split_whitespace().filter_map(|word| word.split_once('=')).map(|(k, v)| (k.into(), v.into())).collect();
-    let answered = line.get("library").ok_or(format!("{}: no line printed", case.what))?;
+    let answered = line.get("library").ok_or(format!("{what}: no line printed"))?;
     let meant = preload.and_then(Path::file_name).map_or("libssl.so".into(), |name| name.to_string_lossy());
     if !answered.starts_with(&*meant) {
-        return Err(format!("{} on {side}: {answered} answered, not {meant}", case.what));
+        return Err(format!("{what} on {side}: {answered} answered, not {meant}"));
     }
-    Ok(line)
+    Ok((line, stderr.into()))
 }
 
 fn figure(line: &HashMap<String, String>, key: &str) -> Result<f64, String> {
     line.get(key).and_then(|value| value.parse().ok()).ok_or(format!("session_cache printed no {key}"))
+}
+
+/// What callgrind counts, for one operation of one thread. Handshakes differ by their random numbers, so the median of
+/// three runs is taken.
+fn instructions(options: &Options, program: &Path, library: Option<&Path>) -> Result<(), String> {
+    const COUNTED: [(&str, u32); 6] = [
+        ("matching", 100_000),
+        ("add_remove", 50_000),
+        ("handshake_tls12_full", 200),
+        ("handshake_tls12_resumed", 1_000),
+        ("handshake_tls13_full", 200),
+        ("handshake_tls13_stateful_resumed", 500),
+    ];
+    let side = |what: &str, operations: u32, preload: Option<&Path>| {
+        let mut runs = Vec::new();
+        for _ in 0..3 {
+            let mut command = Command::new("valgrind");
+            command.args(["--tool=callgrind", "--toggle-collect=timed", "--callgrind-out-file=/dev/null"]);
+            command.arg(program).args([what, "-count", &operations.to_string()]);
+            let (_, stderr) = answer(command, what, preload)?;
+            let collected = stderr.lines().find_map(|line| line.split_once("Collected : "));
+            let instructions = collected.and_then(|(_, count)| count.trim().parse::<f64>().ok());
+            runs.push(instructions.ok_or(format!("{what}: callgrind counted nothing"))? / f64::from(operations));
+            eprint!(".");
+        }
+        Ok::<f64, String>(median(&runs))
+    };
+    println!("| instructions of one | stock | Reprise | more |\n|---|--:|--:|--:|");
+    for (what, operations) in COUNTED.into_iter().filter(|(what, _)| options.names(what)) {
+        eprint!("{what} ");
+        let (stock, reprise) = (side(what, operations, None)?, side(what, operations, library)?);
+        eprintln!();
+        println!("| {what} | {stock:.0} | {reprise:.0} | {:+.2} % |", (reprise / stock - 1.0) * 100.0);
+    }
+    Ok(())
 }
 
 /// Compiles session_cache.c into the target folder.
@@ -367,4 +473,180 @@ fn json(outcomes: &[Outcome]) -> String {
         )
     });
     format!("[\n{}\n]\n", objects.collect::<Vec<_>>().join(",\n"))
+}
+
+/// A curve: x, the median, the smallest and the largest.
+struct Curve {
+    name: &'static str,
+    colour: RGBColor,
+    points: Vec<(f64, f64, f64, f64)>,
+}
+
+/// What a picture shows, but for its axes.
+struct Picture<'a> {
+    file: &'a str,
+    title: &'a str,
+    x: &'a str,
+    y: &'a str,
+    curves: [Curve; 2],
+}
+
+impl Curve {
+    /// Of stock and of Reprise, out of all outcomes for which `x` has a place on the axis.
+    fn both(outcomes: &[Outcome], x: impl Fn(&Outcome) -> Option<f64>, y: impl Fn(f64) -> f64) -> [Curve; 2] {
+        let curve = |name, colour, values: &dyn for<'a> Fn(&'a Outcome) -> &'a [f64]| {
+            let point = |outcome| {
+                let at = x(outcome)?;
+                let values: Vec<f64> = values(outcome).iter().map(|&value| y(value)).collect();
+                let (least, most) = span(&values)?;
+                Some((at, median(&values), least, most))
+            };
+            Curve { name, colour, points: outcomes.iter().filter_map(point).collect() }
+        };
+        [
+            curve("stock libssl", RGBColor(200, 80, 40), &|outcome| &outcome.stock),
+            curve("Reprise", RGBColor(20, 90, 170), &|outcome| &outcome.reprise),
+        ]
+    }
+}
+
+fn span(values: &[f64]) -> Option<(f64, f64)> {
+    values.iter().fold(None, |span, &value| {
+        let (least, most) = span.unwrap_or((value, value));
+        Some((least.min(value), most.max(value)))
+    })
+}
+
+/// Draws the pictures of which nothing is missing.
+fn plots(folder: &Path, outcomes: &[Outcome]) -> Result<(), Box<dyn Error>> {
+    std::fs::create_dir_all(folder)?;
+    for (what, file, title) in [
+        ("matching", "lookups.svg", "SSL_has_matching_session_id, 20,000 sessions cached"),
+        ("add_remove", "add_remove.svg", "SSL_CTX_add_session and SSL_CTX_remove_session, 20,000 others cached"),
+    ] {
+        let threads = |outcome: &Outcome| (outcome.case.what == what).then_some(outcome.case.threads as f64);
+        let curves = Curve::both(outcomes, threads, |rate| rate / 1e6);
+        let is_thread = |x: &f64| x.log2().fract() == 0.0;
+        let (x, y) = ("threads that share one SSL_CTX", "million operations per second, all threads together");
+        let picture = Picture { file, title, x, y, curves };
+        if let Some((xs, ys)) = picture.span() {
+            let bottom = 0.0..ys.end * 1.08;
+            let label = |x: &f64| if is_thread(x) { x.to_string() } else { String::new() };
+            picture.draw(folder, 0.0..xs.end + 1.0, bottom, xs.end as usize + 2, &label, &|y| format!("{y}"))?;
+        }
+    }
+
+    let sessions = |outcome: &Outcome| outcome.case.sessions.filter(|_| outcome.case.what == "add_mixed");
+    let picture = Picture {
+        file: "add_cost.svg",
+        title: "SSL_CTX_add_session, sessions with mixed expiry times",
+        x: "sessions added to an empty cache",
+        y: "time to add one",
+        curves: Curve::both(outcomes, |outcome| sessions(outcome).map(|n| n as f64), |rate| 1e9 / rate),
+    };
+    picture.draw_log(folder, &|x| grouped(*x))?;
+
+    let slower = |outcome: &Outcome| {
+        let keys = LATENCY.iter().position(|metric| metric.key == outcome.metric.key)?;
+        (outcome.case.what == "lookups_while_flush").then_some([2.0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6][keys])
+    };
+    let picture = Picture {
+        file: "lookups_while_flush.svg",
+        title: "A million lookups while another thread flushes a million expired sessions",
+        x: "one lookup in so many takes at least ...",
+        y: "time for that lookup",
+        curves: Curve::both(outcomes, slower, |nanoseconds| nanoseconds),
+    };
+    picture.draw_log(folder, &|x| grouped(*x))
+}
+
+/// 1,000,000
+fn grouped(number: f64) -> String {
+    let digits = format!("{number:.0}");
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).unwrap_or_default()).collect();
+    groups.join(",")
+}
+
+impl Picture<'_> {
+    /// From the smallest to the largest x and y; `None`, and a word about it, when there is nothing to see.
+    fn span(&self) -> Option<(Range<f64>, Range<f64>)> {
+        if self.curves.iter().any(|curve| curve.points.len() < 2) {
+            eprintln!("{}: left as it is, not all of it was measured", self.file);
+            return None;
+        }
+        let points = || self.curves.iter().flat_map(|curve| &curve.points);
+        let xs = span(&points().map(|point| point.0).collect::<Vec<_>>())?;
+        let ys = span(&points().flat_map(|point| [point.2, point.3]).collect::<Vec<_>>())?;
+        Some((xs.0..xs.1, ys.0..ys.1))
+    }
+
+    /// With logarithmic axes and times upwards.
+    fn draw_log(&self, folder: &Path, x_label: &dyn Fn(&f64) -> String) -> Result<(), Box<dyn Error>> {
+        let Some((xs, ys)) = self.span() else { return Ok(()) };
+        let xs = (xs.start / 1.5..xs.end * 1.5).log_scale();
+        let ys = (ys.start / 2.0..ys.end * 2.0).log_scale();
+        let is_power = |value: &f64| (value.log10() - value.log10().round()).abs() < 1e-6;
+        let x_label = |x: &f64| if is_power(x) { x_label(x) } else { String::new() };
+        let y_label =
+            |y: &f64| if is_power(y) { short(*y, "ns").replace(".00", "").replace(".0", "") } else { String::new() };
+        self.draw(folder, xs, ys, 8, &x_label, &y_label)
+    }
+
+    fn draw<X, Y>(
+        &self,
+        folder: &Path,
+        xs: X,
+        ys: Y,
+        x_labels: usize,
+        x_label: &dyn Fn(&f64) -> String,
+        y_label: &dyn Fn(&f64) -> String,
+    ) -> Result<(), Box<dyn Error>>
+    where
+        X: AsRangedCoord<Value = f64, CoordDescType: ValueFormatter<f64>>,
+        Y: AsRangedCoord<Value = f64, CoordDescType: ValueFormatter<f64>>,
+    {
+        let file = folder.join(self.file);
+        let area = SVGBackend::new(&file, (800, 480)).into_drawing_area();
+        area.fill(&WHITE)?;
+        let mut chart = ChartBuilder::on(&area)
+            .caption(self.title, ("sans-serif", 20))
+            .margin(16)
+            .margin_right(48)
+            .x_label_area_size(52)
+            .y_label_area_size(88)
+            .build_cartesian_2d(xs, ys)?;
+        chart
+            .configure_mesh()
+            .x_labels(x_labels)
+            .x_label_formatter(&x_label)
+            .y_label_formatter(&y_label)
+            .x_desc(self.x)
+            .y_desc(self.y)
+            .label_style(("sans-serif", 15))
+            .axis_desc_style(("sans-serif", 16))
+            .light_line_style(WHITE)
+            .draw()?;
+        for curve in &self.curves {
+            let colour = curve.colour;
+            let medians = curve.points.iter().map(|&(x, y, ..)| (x, y));
+            chart
+                .draw_series(LineSeries::new(medians.clone(), colour.stroke_width(2)))?
+                .label(curve.name)
+                .legend(move |(x, y)| PathElement::new([(x, y), (x + 24, y)], colour.stroke_width(3)));
+            chart.draw_series(medians.map(|point| Circle::new(point, 4, colour.filled())))?;
+            let spans = curve.points.iter().map(|&(x, _, least, most)| [(x, least), (x, most)]);
+            chart.draw_series(spans.map(|span| PathElement::new(span, colour.stroke_width(1))))?;
+        }
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperLeft)
+            .label_font(("sans-serif", 16))
+            .legend_area_size(32)
+            .background_style(WHITE)
+            .border_style(RGBColor(180, 180, 180))
+            .draw()?;
+        area.present()?;
+        Ok(())
+    }
 }

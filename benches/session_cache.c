@@ -30,6 +30,7 @@
 
 #define ID_LENGTH 32
 #define POOL 50000    /* fresh sessions of a thread in one round of add_remove: 50 MB */
+#define HOT_POOL 300  /* so few that they stay in the processor's cache */
 #define CACHED 20000  /* sessions cached beforehand: just under the default limit of 20480 */
 #define LONG_LIVED 100000
 #define SHORT_LIVED 300
@@ -49,7 +50,7 @@ struct worker {
     uint64_t ops;
     double began, ended;
     SSL *ssl;
-    SSL_CTX *client;
+    SSL_CTX *client, *empty;
     SSL_SESSION *session, **pool;
 };
 
@@ -63,6 +64,7 @@ struct measurement {
     uint64_t round; /* operations of a round; 0: one round takes all the time */
 };
 
+static const char *what; /* is measured, as the command line says */
 static const struct measurement *measurement;
 static SSL_CTX *server; /* the one context that all threads share */
 static unsigned char (*ids)[ID_LENGTH];
@@ -140,7 +142,7 @@ static const char *library(void)
     return slash != NULL ? slash + 1 : info.dli_fname;
 }
 
-static void print_line(const char *what, size_t sessions, uint64_t ops, double seconds)
+static void print_line(size_t sessions, uint64_t ops, double seconds)
 {
     printf("what=%s library=%s threads=%d sessions=%zu ops=%llu seconds=%.6f rate=%.1f", what, library(),
            options.threads, sessions, (unsigned long long)ops, seconds, (double)ops / seconds);
@@ -203,6 +205,23 @@ static void add_all(SSL_SESSION **sessions, size_t n)
         must(SSL_CTX_add_session(server, sessions[i]), "SSL_CTX_add_session");
 }
 
+/* Sessions made one after the other lie in memory so, and a processor fetches ahead what is used in that order. */
+static void scatter(SSL_SESSION **sessions, size_t n, uint64_t seed)
+{
+    for (size_t i = n - 1; i > 0; i--) {
+        size_t j = next_random(&seed) % (i + 1);
+        SSL_SESSION *other = sessions[i];
+
+        sessions[i] = sessions[j];
+        sessions[j] = other;
+    }
+}
+
+static int is_scattered(void)
+{
+    return strstr(what, "_scattered") != NULL;
+}
+
 /* Caches n sessions with fresh random ids, which the cache alone owns then; `ids` lists them. */
 static void fill_cache(size_t n, uint64_t seed, long lifetime)
 {
@@ -210,6 +229,8 @@ static void fill_cache(size_t n, uint64_t seed, long lifetime)
 
     random_ids(n, seed);
     sessions = new_sessions(n, lifetime);
+    if (is_scattered())
+        scatter(sessions, n, seed);
     add_all(sessions, n);
     free_sessions(sessions, n);
 }
@@ -313,7 +334,7 @@ static void measure(void)
     }
     for (int i = 0; i < options.threads; i++)
         pthread_join(workers[i].thread, NULL);
-    print_line(measurement->what, (size_t)SSL_CTX_sess_number(server), ops, seconds);
+    print_line((size_t)SSL_CTX_sess_number(server), ops, seconds);
     printf("\n");
     free(workers);
 }
@@ -402,6 +423,8 @@ static void add_remove_prepare(struct worker *w)
         random_id(id, &seed);
         w->pool[i] = new_session(id, LONG_LIVED);
     }
+    if (is_scattered())
+        scatter(w->pool, w->limit, seed);
 }
 
 static void add_remove_timed(struct worker *w)
@@ -459,6 +482,83 @@ static void limit_up_ref_finish(struct worker *w)
     SSL_SESSION_free(w->session);
 }
 
+/* Marking a session not resumable: what removing comes to in a context that does not have it. */
+static void limit_mark_prepare(struct worker *w)
+{
+    limit_up_ref_prepare(w);
+    w->empty = new_server();
+}
+
+static void limit_mark_timed(struct worker *w)
+{
+    for (w->ops = 0; more(w, w->ops); w->ops++)
+        SSL_CTX_remove_session(w->empty, w->session);
+}
+
+static void limit_mark_finish(struct worker *w)
+{
+    SSL_CTX_free(w->empty);
+    limit_up_ref_finish(w);
+}
+
+/*
+ * A bare hash table of the same ids in the same order: one array of cells that say where the key is, read atomically.
+ * The ids are random, so their first bytes will do for a hash. No library is called.
+ */
+#define CELLS 32768
+_Static_assert(CACHED < CELLS, "the table would be full");
+static _Atomic uint32_t cells[CELLS]; /* 0 or the place of a key, plus 1 */
+static unsigned char (*keys)[ID_LENGTH];
+
+static size_t home(const unsigned char *id)
+{
+    uint64_t hash;
+
+    memcpy(&hash, id, sizeof hash);
+    return hash % CELLS;
+}
+
+static void limit_probe_setup(void)
+{
+    options.sessions = 0;
+    matching_setup();
+    keys = allocate(id_count, sizeof *keys);
+    for (size_t i = 0; i < id_count; i++) {
+        size_t cell = home(ids[i]), place = i * 7919 % id_count; /* a prime: neighbours in `ids` are none in `keys` */
+
+        while (cells[cell] != 0)
+            cell = (cell + 1) % CELLS;
+        cells[cell] = (uint32_t)place + 1;
+        memcpy(keys[place], ids[i], ID_LENGTH);
+    }
+}
+
+static int probe(const unsigned char *id)
+{
+    uint32_t place;
+
+    for (size_t cell = home(id);; cell = (cell + 1) % CELLS) {
+        place = atomic_load_explicit(&cells[cell], memory_order_acquire);
+        if (place == 0)
+            return 0;
+        if (memcmp(keys[place - 1], id, ID_LENGTH) == 0)
+            return 1;
+    }
+}
+
+static void limit_probe_timed(struct worker *w)
+{
+    size_t at = id_count / (size_t)options.threads * (size_t)w->number;
+    uint64_t found = 0;
+
+    for (w->ops = 0; more(w, w->ops); w->ops++) {
+        found += (uint64_t)probe(ids[at]);
+        if (++at == id_count)
+            at = 0;
+    }
+    must(found == w->ops, "a key was not found");
+}
+
 static void limit_new_free_timed(struct worker *w)
 {
     for (w->ops = 0; more(w, w->ops); w->ops++)
@@ -491,7 +591,7 @@ static void use_new_certificate(SSL_CTX *ctx)
 
 static int handshake_version(void)
 {
-    return strstr(measurement->what, "tls12") != NULL ? TLS1_2_VERSION : TLS1_3_VERSION;
+    return strstr(what, "tls12") != NULL ? TLS1_2_VERSION : TLS1_3_VERSION;
 }
 
 static void set_version(SSL_CTX *ctx)
@@ -586,26 +686,47 @@ static void handshake_finish(struct worker *w)
 
 /* ---- measured once, by one thread ---- */
 
-/* Adds N sessions whose expiry times are in no order. */
-static void add_mixed(void)
+/* Adds N sessions whose expiry times are in no order to an empty cache. */
+static double add_mixed_once(size_t n, uint64_t seed)
 {
-    size_t n = sessions_or(10000);
-    uint64_t seed = 5;
     SSL_SESSION **sessions;
     double began, seconds;
 
+    SSL_CTX_free(server);
     server = new_server();
     SSL_CTX_sess_set_cache_size(server, (long)n * 2);
-    random_ids(n, 1);
+    random_ids(n, seed);
     sessions = new_sessions(n, LONG_LIVED);
     for (size_t i = 0; i < n; i++)
         SSL_SESSION_set_timeout(sessions[i], 1 + (long)(next_random(&seed) % 100000));
     began = now();
     add_all(sessions, n);
     seconds = now() - began;
-    print_line("add_mixed", n, n, seconds);
-    printf(" ns_per_add=%.0f\n", seconds * 1e9 / (double)n);
     free_sessions(sessions, n);
+    return seconds;
+}
+
+static void add_mixed(void)
+{
+    size_t n = sessions_or(10000);
+
+    print_line(n, n, add_mixed_once(n, 1));
+    printf("\n");
+}
+
+/* Again and again, in memory that the process has used before. */
+static void add_mixed_warm(void)
+{
+    size_t n = sessions_or(10000), added = 0;
+    double seconds = 0;
+
+    add_mixed_once(n, 1);
+    do {
+        added += n;
+        seconds += add_mixed_once(n, added);
+    } while (seconds < options.seconds / 10);
+    print_line(n, added, seconds);
+    printf("\n");
 }
 
 /* The cache is the only owner of the N sessions that flush and lookups_while_flush flush. */
@@ -626,7 +747,7 @@ static void flush(void)
     server = new_server();
     SSL_CTX_sess_set_cache_size(server, (long)n * 2);
     fill_cache(n, 1, SHORT_LIVED);
-    print_line("flush", n, n, flush_short_lived(0));
+    print_line(n, n, flush_short_lived(0));
     printf("\n");
 }
 
@@ -672,6 +793,10 @@ static int by_size(const void *a, const void *b)
 /* One thread looks up sessions that stay while another flushes N expired ones: does anybody wait for the flush? */
 static void lookups_while_flush(void)
 {
+    static const struct { const char *name; double share; } quantiles[] = {
+        {"p50_ns", 0.5}, {"p90_ns", 0.9}, {"p99_ns", 0.99}, {"p999_ns", 0.999}, {"p9999_ns", 0.9999},
+        {"p99999_ns", 0.99999},
+    };
     size_t n = sessions_or(1000000);
     struct lookups l = {.count = options.count != 0 ? options.count : 1000000};
     pthread_t thread;
@@ -690,11 +815,11 @@ static void lookups_while_flush(void)
     flush_seconds = flush_short_lived(CACHED);
     pthread_join(thread, NULL);
     qsort(l.nanoseconds, l.count, sizeof *l.nanoseconds, by_size);
-    print_line("lookups_while_flush", n, l.count, l.seconds);
-    printf(" p50_ns=%llu p9999_ns=%llu max_ns=%llu flush_seconds=%.6f\n",
-           (unsigned long long)l.nanoseconds[l.count / 2],
-           (unsigned long long)l.nanoseconds[(size_t)((double)l.count * 0.9999)],
-           (unsigned long long)l.nanoseconds[l.count - 1], flush_seconds);
+    print_line(n, l.count, l.seconds);
+    for (size_t i = 0; i < sizeof quantiles / sizeof *quantiles; i++)
+        printf(" %s=%llu", quantiles[i].name,
+               (unsigned long long)l.nanoseconds[(size_t)((double)l.count * quantiles[i].share)]);
+    printf(" max_ns=%llu flush_seconds=%.6f\n", (unsigned long long)l.nanoseconds[l.count - 1], flush_seconds);
     free(l.nanoseconds);
 }
 
@@ -726,7 +851,7 @@ static void memory(void)
     add_all(sessions, n);
     seconds = now() - began;
     added = resident();
-    print_line("memory", n, n, seconds);
+    print_line(n, n, seconds);
     printf(" rss_per_session=%.1f rss_per_object=%.1f\n", (added - made) / (double)n, (made - empty) / (double)n);
     free_sessions(sessions, n);
 }
@@ -737,11 +862,15 @@ static const struct measurement measurements[] = {
     {"matching", matching_setup, matching_prepare, matching_timed, matching_finish, 0},
     {"matching_miss", matching_miss_setup, matching_prepare, matching_miss_timed, matching_finish, 0},
     {"add_remove", add_remove_setup, add_remove_prepare, add_remove_timed, add_remove_finish, POOL},
+    {"add_remove_scattered", add_remove_setup, add_remove_prepare, add_remove_timed, add_remove_finish, POOL},
+    {"add_remove_hot", add_remove_setup, add_remove_prepare, add_remove_timed, add_remove_finish, HOT_POOL},
     {"handshake_tls12_full", handshake_setup, handshake_prepare, handshake_full_timed, handshake_finish, 0},
     {"handshake_tls12_resumed", handshake_setup, handshake_prepare, handshake_resumed_timed, handshake_finish, 0},
     {"handshake_tls13_full", handshake_setup, handshake_prepare, handshake_full_timed, handshake_finish, 0},
     {"handshake_tls13_stateful_resumed", handshake_setup, handshake_prepare, handshake_resumed_timed,
      handshake_finish, 0},
+    {"limit_probe", limit_probe_setup, NULL, limit_probe_timed, NULL, 0},
+    {"limit_mark", limit_setup, limit_mark_prepare, limit_mark_timed, limit_mark_finish, 0},
     {"limit_up_ref", limit_setup, limit_up_ref_prepare, limit_up_ref_timed, limit_up_ref_finish, 0},
     {"limit_up_ref_shared", limit_setup, limit_up_ref_shared_prepare, limit_up_ref_timed, limit_up_ref_finish, 0},
     {"limit_new_free", limit_setup, NULL, limit_new_free_timed, NULL, 0},
@@ -749,7 +878,9 @@ static const struct measurement measurements[] = {
 
 static const struct { const char *what; void (*run)(void); } single_threaded[] = {
     {"add_mixed", add_mixed},
+    {"add_mixed_warm", add_mixed_warm},
     {"flush", flush},
+    {"flush_scattered", flush},
     {"lookups_while_flush", lookups_while_flush},
     {"memory", memory},
 };
@@ -788,17 +919,19 @@ int main(int argc, char **argv)
         else
             return usage();
     }
+    what = argv[1];
     for (size_t i = 0; i < sizeof measurements / sizeof *measurements; i++) {
-        if (strcmp(argv[1], measurements[i].what) == 0) {
+        if (strcmp(what, measurements[i].what) == 0) {
             measurement = &measurements[i];
             measure();
             SSL_CTX_free(server);
             free(ids);
+            free(keys);
             return 0;
         }
     }
     for (size_t i = 0; i < sizeof single_threaded / sizeof *single_threaded; i++) {
-        if (strcmp(argv[1], single_threaded[i].what) == 0) {
+        if (strcmp(what, single_threaded[i].what) == 0) {
             options.threads = 1;
             single_threaded[i].run();
             SSL_CTX_free(server);
