@@ -5,6 +5,7 @@ use libc::{c_int, c_ulong};
 use once_cell::race::OnceNonZeroUsize;
 use std::num::NonZeroUsize;
 use std::ptr::null_mut;
+use std::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 
 /// What can be wrong, in words a person can act on.
 #[derive(Clone, Copy)]
@@ -41,6 +42,9 @@ pub fn raise(error: Error) {
 /// The number of our library, its name and reasons registered.
 fn library() -> c_int {
     static LIBRARY: OnceNonZeroUsize = OnceNonZeroUsize::new();
+    /// So that a leak checker finds nothing lost.
+    #[used]
+    static KEPT: AtomicPtr<ERR_STRING_DATA> = AtomicPtr::new(null_mut());
     let library = LIBRARY.get_or_init(|| {
         // SAFETY: ERR_load_strings keeps the array, which is never freed, and writes the library's number into it.
         unsafe {
@@ -51,7 +55,9 @@ fn library() -> c_int {
             // OpenSSL recognizes the entry of the library's name by its packed number alone, and the end by zeros.
             strings[0].error = pack(library);
             strings.push(entry(0, std::ptr::null()));
-            (table().ERR_load_strings)(library, strings.leak().as_mut_ptr());
+            let strings = strings.leak().as_mut_ptr();
+            KEPT.store(strings, Relaxed);
+            (table().ERR_load_strings)(library, strings);
             NonZeroUsize::new(library as usize).unwrap_or(NonZeroUsize::MIN)
         }
     });
