@@ -393,7 +393,8 @@ impl Context {
     pub fn connection(&self) {
         const GRACE: usize = 64;
         const SHARES: usize = 128;
-        if self.has_mode(SSL_SESS_CACHE_NO_AUTO_CLEAR) || !self.cache.has_expired(now()) {
+        let nothing = self.cache.is_empty() || self.has_mode(SSL_SESS_CACHE_NO_AUTO_CLEAR);
+        if nothing || !self.cache.has_expired(now()) {
             return;
         }
         let Some(mut sweep) = self.sweep.try_lock() else { return };
@@ -449,7 +450,6 @@ impl Context {
 
     /// A client proposed `id` (CB7, MODE4, MODE6).
     pub fn lookup(&self, connection: &Connection, id: &[u8]) -> Option<Session> {
-        self.connection();
         let ctx = self.ctx()?;
         let key = Key::new(connection.version(), id)?;
         let once = connection.has_anti_replay(ctx);
