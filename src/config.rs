@@ -10,7 +10,7 @@ use once_cell::race::OnceBox;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// Whose word counts where the manual and libssl differ (RULES.md).
+/// Whose word counts where the manual and libssl differ.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Semantics {
     Documented = 0,

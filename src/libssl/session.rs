@@ -88,7 +88,7 @@ impl Session {
         unsafe { (table().SSL_SESSION_is_resumable)(self.as_ptr()) == 1 }
     }
 
-    /// Whether it has what a resumption cannot do without: a cipher and a secret (PITFALLS: stock crashes).
+    /// Whether it has what a resumption cannot do without: a cipher and a secret. Stock crashes or fails.
     pub fn is_complete(&self) -> bool {
         // SAFETY: the session is alive; with size 0 the length of the secret is returned and nothing is written.
         unsafe {
