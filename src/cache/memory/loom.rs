@@ -178,6 +178,16 @@ fn the_table_is_cleared() {
     });
 }
 
+/// Back to the first one, which still has what was there when it was left.
+#[test]
+fn the_table_shrinks() {
+    let before = |index: &Index| {
+        put_all(index, &[A, B, C, D]);
+        remove(index, A);
+    };
+    check_index(None, before, Index::clear, |index| assert_ne!(found(index, A), Some(true)));
+}
+
 // --- the whole cache ------------------------------------------------------------------------------------------------
 
 /// Known by its number, which is also when it expires.
