@@ -84,6 +84,17 @@ fn with_two_keys(op: Op) -> Op {
     }
 }
 
+/// The cache remembers until when nothing expires; whatever comes or changes meanwhile must lower that.
+#[test]
+fn a_session_that_expires_sooner_than_all_others_is_noticed() {
+    let long = Op::Insert { key: 1, expiry: 100, keep: false };
+    let short = Op::Insert { key: 2, expiry: 2, keep: false };
+    let shortened = Op::SetExpiry { object: 0, expiry: 2 };
+    for sooner in [short, shortened] {
+        model::run([long.clone(), Op::HasExpired, sooner, Op::HasExpired, Op::Clock(3), Op::HasExpired].map(alone));
+    }
+}
+
 #[test]
 fn an_id_of_more_than_32_bytes_is_no_key() {
     for length in [33, 64, 255, 256, 257, 288, 65_536] {

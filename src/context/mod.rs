@@ -9,7 +9,7 @@ mod spent;
 
 use crate::cache::{self, Cache, Collision, Departure, Inserted, Key, Seconds, Session as _};
 use crate::config::{self, Semantics};
-use crate::libssl::{self, types::*};
+use crate::libssl::{self, now, types::*};
 use crate::libssl::{Connection, Ctx, CtxCell, Hooks, Session, SessionTable, Slot};
 use crate::{log, totals};
 use counters::{Count, Counters};
@@ -18,7 +18,6 @@ use spent::Spent;
 use std::ffi::{c_long, c_void};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 pub struct Context {
     ctx: CtxCell,
@@ -44,10 +43,6 @@ pub struct Context {
     sweep: parking_lot::Mutex<Sweep>,
     /// What SSL_CTX_sessions last returned, which the program may still read.
     table: Mutex<Option<SessionTable>>,
-}
-
-fn now() -> Seconds {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as Seconds)
 }
 
 /// How far clearing expired sessions has come.
@@ -393,8 +388,7 @@ impl Context {
     pub fn connection(&self) {
         const GRACE: usize = 64;
         const SHARES: usize = 128;
-        let nothing = self.cache.is_empty() || self.has_mode(SSL_SESS_CACHE_NO_AUTO_CLEAR);
-        if nothing || !self.cache.has_expired(now()) {
+        if self.has_mode(SSL_SESS_CACHE_NO_AUTO_CLEAR) || !self.cache.has_expired(now()) {
             return;
         }
         let Some(mut sweep) = self.sweep.try_lock() else { return };

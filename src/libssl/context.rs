@@ -251,10 +251,10 @@ impl Ctx {
             }
             (table().SSL_CTX_sess_set_remove_cb)(
                 self.as_ptr(),
-                if own[1] == ours[1] { program.remove } else { now.remove },
+                if own.1 == ours.1 { program.remove } else { now.remove },
             );
-            (table().SSL_CTX_sess_set_new_cb)(self.as_ptr(), if own[0] == ours[0] { program.new } else { now.new });
-            (table().SSL_CTX_sess_set_get_cb)(self.as_ptr(), if own[2] == ours[2] { program.get } else { now.get });
+            (table().SSL_CTX_sess_set_new_cb)(self.as_ptr(), if own.0 == ours.0 { program.new } else { now.new });
+            (table().SSL_CTX_sess_set_get_cb)(self.as_ptr(), if own.2 == ours.2 { program.get } else { now.get });
             if untouched_size {
                 self.control(SSL_CTRL_SET_SESS_CACHE_SIZE, size);
             }
@@ -274,8 +274,12 @@ fn sentinel() -> Option<Session> {
 }
 
 impl Hooks {
-    fn addresses(self) -> [Option<usize>; 3] {
-        [self.new.map(|new| new as usize), self.remove.map(|remove| remove as usize), self.get.map(|get| get as usize)]
+    fn addresses(self) -> (usize, usize, usize) {
+        (
+            self.new.map_or(0, |new| new as usize),
+            self.remove.map_or(0, |remove| remove as usize),
+            self.get.map_or(0, |get| get as usize),
+        )
     }
 }
 

@@ -16,7 +16,7 @@ pub use connection::Connection;
 pub use context::{Ctx, CtxCell, Hooks};
 pub use lhash::SessionTable;
 pub use marker::{forget as forget_markers, prepare as prepare_marker};
-pub use session::Session;
+pub use session::{now, Session};
 pub use table::table;
 
 /// Whether the real libssl is 3.0 or later, where several deviations from the manual began.

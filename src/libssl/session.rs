@@ -6,6 +6,12 @@ use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::ptr::{null_mut, NonNull};
 
+/// The time, as libssl itself asks for it: some milliseconds late, and for less than a precise one costs.
+pub fn now() -> Seconds {
+    // SAFETY: NULL is allowed.
+    unsafe { libc::time(null_mut()) }
+}
+
 /// One counted reference to a session.
 #[repr(transparent)]
 pub struct Session(NonNull<SSL_SESSION>);

@@ -275,9 +275,9 @@ impl<S: Session> Cache<S> for Memory<S> {
     fn set_limit(&self, limit: usize) {
         // Nothing comes or goes meanwhile, and neither does the first session.
         let _alone = self.set_up();
-        let locked: Vec<_> = self.all().map(Shard::lock).collect();
+        let _frozen: SmallVec<[_; SHARDS]> = self.all().map(Shard::freeze).collect();
         self.all().for_each(|shard| shard.room.clear());
-        self.room.set(limit, locked.iter().map(|shard| shard.count()).sum());
+        self.room.set(limit, self.len());
         self.limit.store(limit, Relaxed);
     }
 
@@ -291,6 +291,6 @@ impl<S: Session> Cache<S> for Memory<S> {
 
     fn hold(&'static self) -> Box<dyn Held> {
         let alone = self.set_up();
-        Box::new((alone, self.shards.get().map(|shards| shards.each_ref().map(Shard::lock))))
+        Box::new((alone, self.shards.get().map(|shards| shards.each_ref().map(Shard::freeze))))
     }
 }

@@ -92,12 +92,17 @@ impl<S> Shard<S> {
         Locked { contents: self.contents.lock().unwrap_or_else(PoisonError::into_inner), index, shard: self }
     }
 
+    /// Nothing comes or goes until the result is dropped.
+    pub fn freeze(&self) -> impl Sized + '_ {
+        self.contents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The turn of the session that leaves first; a moment old when other threads are at work.
     pub fn soonest(&self) -> Turn {
         Turn { expiry: self.soonest_expiry.load(Relaxed), came: self.soonest_came.load(Relaxed) }
     }
 
-    /// A moment old, too.
+    /// A moment old, too, unless the shard is frozen.
     pub fn count(&self) -> usize {
         self.count.load(Relaxed)
     }
@@ -127,10 +132,6 @@ fn moved<S>(slots: &mut [Slot<S>]) -> impl FnMut(u32, u32) + '_ {
 }
 
 impl<S: Session> Locked<'_, S> {
-    pub fn count(&self) -> usize {
-        self.contents.count
-    }
-
     pub fn find(&self, words: &Words, hash: u64) -> Option<Found> {
         self.index.find(words, hash)
     }
