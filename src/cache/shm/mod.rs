@@ -339,7 +339,10 @@ impl<S: Portable> Cache<S> for Shm<S> {
 
     /// Not to be changed while others use it.
     fn set_service(&self, service: Service) {
-        self.service.iter().zip(service).for_each(|(to, from)| to.store(from, Relaxed));
+        // Told again and again: a store each time would take the line from the other threads.
+        if self.service() != service {
+            self.service.iter().zip(service).for_each(|(to, from)| to.store(from, Relaxed));
+        }
     }
 
     /// Nothing to hold: a process forked in the middle of a change leaves that to its parent.
