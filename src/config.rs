@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `REPRISE_SEMANTICS` | `documented` (default) or `stock` |
 //! | `REPRISE_LOG` | `error` (default) or `off` |
+//! | `REPRISE_STATUS` | `on` (default) or `off`: whether `reprise status` sees the program, see [`crate::board`] |
 //! | `REPRISE_STATS` | a file that the processes of a program count into, see [`crate::totals`] |
 
 use once_cell::race::OnceBox;
@@ -29,6 +30,8 @@ pub struct Config {
     pub semantics: Semantics,
     pub logs: bool,
     pub stats: Option<PathBuf>,
+    /// Whether `reprise status` sees this program.
+    pub status: bool,
     /// What is wrong with the environment, to be said when a context is first taken over.
     pub complaint: Option<String>,
 }
@@ -58,8 +61,17 @@ impl Config {
                 true
             }
         };
+        let status = match text("REPRISE_STATUS").as_deref() {
+            None | Some("on") => true,
+            Some("off") => false,
+            Some(other) => {
+                complaint =
+                    complaint.or(Some(format!("REPRISE_STATUS={other:?} is unknown (use on or off): on is used")));
+                true
+            }
+        };
         let stats = variable("REPRISE_STATS").filter(|path| !path.is_empty()).map(PathBuf::from);
-        Config { semantics, logs, stats, complaint }
+        Config { semantics, logs, stats, status, complaint }
     }
 }
 
@@ -68,7 +80,10 @@ static CONFIG: OnceBox<Config> = OnceBox::new();
 /// Reads the environment. Where it is not to be trusted (a set-user-ID program, which a preload for the whole system
 /// reaches), nothing in it counts.
 pub fn load(trusted: bool) {
-    CONFIG.get_or_init(|| Box::new(Config::from(|name| trusted.then(|| std::env::var_os(name)).flatten())));
+    CONFIG.get_or_init(|| {
+        let config = Config::from(|name| trusted.then(|| std::env::var_os(name)).flatten());
+        Box::new(Config { status: config.status && trusted, ..config })
+    });
 }
 
 pub fn get() -> &'static Config {
@@ -85,7 +100,8 @@ mod tests {
 
     #[test]
     fn nothing_set_and_empty_are_the_defaults() {
-        let default = Config { semantics: Semantics::Documented, logs: true, stats: None, complaint: None };
+        let default =
+            Config { semantics: Semantics::Documented, logs: true, stats: None, status: true, complaint: None };
         assert_eq!(config(&[]), default);
         assert_eq!(config(&[("REPRISE_SEMANTICS", ""), ("REPRISE_LOG", ""), ("REPRISE_STATS", "")]), default);
     }
@@ -95,7 +111,13 @@ mod tests {
         let config = config(&[("REPRISE_SEMANTICS", "stock"), ("REPRISE_LOG", "off"), ("REPRISE_STATS", "/tmp/x")]);
         assert_eq!(
             config,
-            Config { semantics: Semantics::Stock, logs: false, stats: Some("/tmp/x".into()), complaint: None }
+            Config {
+                semantics: Semantics::Stock,
+                logs: false,
+                stats: Some("/tmp/x".into()),
+                status: true,
+                complaint: None
+            }
         );
     }
 

@@ -1,6 +1,6 @@
 //! When the library is loaded: what cannot wait. libssl is not looked for yet, it may come later.
 
-use crate::{config, context, libssl, totals};
+use crate::{board, config, context, libssl, totals};
 
 /// Reads the environment, which some programs clear, and opens what it names, which may be out of reach later.
 #[cfg_attr(miri, allow(dead_code))]
@@ -20,6 +20,20 @@ extern "C" fn load() {
 #[link_section = ".init_array"]
 static LOAD: extern "C" fn() = load;
 
+/// When the program ends, if it ends in an orderly way.
+#[cfg_attr(miri, allow(dead_code))]
+extern "C" fn unload() {
+    super::border((), || {
+        board::leave();
+        Some(())
+    })
+}
+
+#[cfg(not(miri))]
+#[used]
+#[link_section = ".fini_array"]
+static UNLOAD: extern "C" fn() = unload;
+
 unsafe extern "C" fn prepare() {
     super::border((), || {
         context::fork::prepare();
@@ -36,6 +50,7 @@ unsafe extern "C" fn parent() {
 
 unsafe extern "C" fn child() {
     super::border((), || {
+        context::fork::child();
         context::fork::resume();
         libssl::forget_markers();
         Some(())

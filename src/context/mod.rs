@@ -92,7 +92,8 @@ impl Context {
             context.new_callback.set(None);
             context.remove_callback.set(None);
             context.get_callback.set(None);
-            context.counters.reset();
+            context.counters.set_cache("memory");
+            context.counters.begin(config.semantics as u32);
             context.set_semantics(config.semantics);
             context.set_mode(SSL_SESS_CACHE_SERVER);
             true
@@ -115,6 +116,7 @@ impl Context {
             };
             let mut sessions = Vec::new();
             self.cache.clear(&mut |session| sessions.push(session));
+            self.counters.end();
             ctx.hand_back(hooks, program, self.mode(), self.size() as c_long, sessions);
             log::once(format_args!("callbacks of an SSL_CTX were set past Reprise: libssl caches its sessions again"));
         }
@@ -141,6 +143,7 @@ impl Context {
 
     pub fn set_semantics(&self, semantics: Semantics) {
         self.semantics.store(semantics as u32, Relaxed);
+        self.counters.set_semantics(semantics as u32);
         self.set_limit();
     }
 
@@ -319,6 +322,7 @@ impl Context {
         let table = self.lock_table().take();
         drop(table);
         self.spent.clear();
+        self.counters.end();
         if let Some(ctx) = self.ctx() {
             registry::leave(ctx.as_ptr());
         }
@@ -509,6 +513,7 @@ impl Context {
             }
             if self.is_documented() || stores {
                 self.count(Count::Taken);
+                self.counters.taken_outside();
                 ctx.claim(&session);
             }
         } else if self.is_documented() {
@@ -542,6 +547,7 @@ impl Context {
 /// Around fork(): nothing may be half-done in the child.
 pub mod fork {
     use super::{registry, Context};
+    use crate::board;
     use crate::cache::Held;
     use std::cell::RefCell;
 
@@ -551,6 +557,14 @@ pub mod fork {
     pub fn prepare() {
         let held = registry::all().flat_map(hold).collect();
         HELD.with(|place| *place.borrow_mut() = held);
+        registry::all().for_each(|context| context.counters.before_fork(context.number()));
+        board::before_fork();
+    }
+
+    /// In the child, before it resumes.
+    pub fn child() {
+        board::forked();
+        registry::all().for_each(|context| context.counters.forked());
     }
 
     /// After, in the parent and in the child.
