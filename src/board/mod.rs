@@ -407,6 +407,26 @@ impl Board {
     }
 }
 
+impl Header {
+    /// Whether there was room for this process.
+    fn enter(&self, me: u32) -> bool {
+        let take = || self.processes.iter().any(|process| process.compare_exchange(0, me, AcqRel, Relaxed).is_ok());
+        if take() {
+            return true;
+        }
+        // Children that ended without a word. With that many alive, the search would only slow every fork down.
+        if self.crowded.load(Relaxed) == 0 {
+            for process in &self.processes {
+                let found = process.load(Relaxed);
+                if !is_alive(found) {
+                    let _ = process.compare_exchange(found, 0, AcqRel, Relaxed);
+                }
+            }
+        }
+        take()
+    }
+}
+
 /// Before a fork.
 pub fn before_fork() {
     if let Some(board) = BOARD.get() {
@@ -419,9 +439,7 @@ pub fn forked() {
     // The thread that was making it is not there any more.
     let _ = STATE.compare_exchange(BEING_MADE, NOT_MADE, Relaxed, Relaxed);
     let Some(header) = BOARD.get().map(|board| board.header) else { return };
-    let me = std::process::id();
-    let entered = header.processes.iter().any(|process| process.compare_exchange(0, me, Relaxed, Relaxed).is_ok());
-    if !entered {
+    if !header.enter(std::process::id()) {
         header.crowded.store(1, Relaxed);
     }
     header.arrived.fetch_add(1, Release);

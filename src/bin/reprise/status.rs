@@ -28,7 +28,7 @@ what a client makes up for its first connection), or UNUSABLE, it may not be res
 REPLAYS are tickets for early data shown again, ERRORS sessions that could not be stored. A forked process is listed from
 its first session on.")]
 pub struct Args {
-    /// Only this program, process id or cache
+    /// Only this program, process id (with what was forked from it) or cache
     name: Option<String>,
     /// Show it anew each second, until q is pressed
     #[arg(long, short)]
@@ -116,9 +116,9 @@ impl Program {
             .map(|entry| Context { program: program(entry.process), counts: Counts(entry.counts), entry })
             .collect();
         let name = contexts.first().map_or_else(|| program(family.creator), |context| context.program.clone());
-        let wholly = wanted.is_none_or(|wanted| wanted == name);
+        let wholly = wanted.is_none_or(|wanted| wanted == name || wanted == family.creator.to_string());
         let contexts: Vec<Context> =
-            contexts.into_iter().filter(|context| wanted.is_none_or(|wanted| context.is(wanted))).collect();
+            contexts.into_iter().filter(|context| wholly || wanted.is_none_or(|wanted| context.is(wanted))).collect();
         let ended = if wholly { Counts(family.ended) } else { Counts::default() };
         let any = wholly || !contexts.is_empty();
         any.then_some(Program { name, creator: family.creator, ended, contexts })
