@@ -97,11 +97,8 @@ fn open(path: &Path) -> io::Result<File> {
 fn family(path: &Path, processes: &mut Processes) -> io::Result<Family> {
     let bytes = Bytes::of(path, SIZE)?;
     let (magic, layout) = (bytes.u64(offset_of!(Header, magic)), bytes.u32(offset_of!(Header, layout)));
-    if magic == 0 {
-        return Err(io::ErrorKind::NotFound.into()); // being made
-    }
     if magic != MAGIC {
-        return Err(io::Error::other("not a status board of Reprise"));
+        return Err(io::ErrorKind::NotFound.into()); // being made, or a shared cache with such a name
     }
     let sizes = (bytes.u32(offset_of!(Header, counts)) as usize, bytes.u32(offset_of!(Header, row_size)) as usize);
     if layout != LAYOUT || sizes != (Count::ALL, size_of::<Row>()) {
