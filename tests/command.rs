@@ -5,7 +5,7 @@ mod common;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::{symlink, PermissionsExt};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
@@ -320,6 +320,9 @@ fn a_board_that_cannot_be_made_hurts_nobody() {
         command.arg("-c").arg(format!("{script} exec {} run -- \"$@\"", env!("CARGO_BIN_EXE_reprise"))).arg("sh");
         command
     };
+    // Python ignores SIGXFSZ; this one would die of it.
+    let output = run(wrap("ulimit -f 1;").arg(openssl()).args(["s_client", "-connect", "127.0.0.1:1"]));
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
     let mut sides = vec![wrap("ulimit -f 1;")];
     let can_mount = run(Command::new("unshare").args(["-m", "true"])).status.success();
     if can_mount {
@@ -441,8 +444,7 @@ fn the_library_is_found_where_it_is_installed() {
         let command = sandbox.file("bin/reprise");
         fs::create_dir_all(sandbox.file("bin")).unwrap();
         fs::create_dir_all(sandbox.file(folder)).unwrap();
-        fs::copy(env!("CARGO_BIN_EXE_reprise"), &command).unwrap();
-        fs::set_permissions(&command, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::hard_link(env!("CARGO_BIN_EXE_reprise"), &command).unwrap();
         let mut print = Command::new(&command);
         print
             .args(["run", "--", "sh", "-c", "echo $LD_PRELOAD"])
