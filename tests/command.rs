@@ -274,14 +274,11 @@ fn killed_programs_leave_nothing_for_long() {
         child.0.wait().unwrap();
         child.0.id()
     });
-    let left: Vec<usize> = killed.iter().map(|&process| boards(process).len()).collect();
-    assert!(left[1] == 1, "one is left at least until somebody looks: {left:?}");
-    // The next program of this user removes them.
+    // The next program of this user removes them, if none did meanwhile.
     let next = start(["0", "1", "0"]);
     assert!(killed.iter().all(|&process| boards(process).is_empty()));
     killed[0] = next.0.id();
     drop(next);
-    assert_eq!(boards(killed[0]).len(), 1);
     // And so does the command.
     assert_eq!(status(killed[0]), None);
     assert_eq!(boards(killed[0]).len(), 0);
