@@ -143,9 +143,10 @@ fn wrong_use_is_refused() {
     let touch = marker.to_str().unwrap();
     let library = sandbox.file("lib");
     fs::write(&library, "not a library").unwrap();
-    let wrong: [(&[&str], &str); 6] = [
+    let wrong: [(&[&str], &str); 7] = [
         (&["run"], "CMD"),
         (&["run", "--semantics", "loud", "touch", touch], "documented, stock"),
+        (&["run", "--cache", "nonsense:x", "touch", touch], "REPRISE_CACHE=\"nonsense:x\""),
         (&["run", "--library", "/missing.so", "touch", touch], "/missing.so"),
         (&["run", "--library", library.to_str().unwrap(), "touch", touch], "not the library of Reprise"),
         (&["status", "--json", "--prometheus"], "cannot be used with"),
@@ -215,6 +216,37 @@ fn nginx_workers_are_seen_and_counted_once() {
     assert_eq!(boards(process).len(), 1);
     assert!(server.stop(libc::SIGQUIT).success());
     assert_eq!(boards(process), Vec::<PathBuf>::new(), "the last process removes the board");
+}
+
+/// On a terminal it is drawn until q is pressed, and the terminal is given back as it was; elsewhere it is printed
+/// until somebody has enough.
+#[test]
+fn watch_shows_and_ends() {
+    let sandbox = Sandbox::new();
+    let (child, _) = Handshakes::start(reprise(&["run", "--"]), &sandbox, ["0", "7", "0"]);
+    let pid = child.0.id().to_string();
+    let script = "import os, pty, sys, time\n\
+                  process, terminal = pty.fork()\n\
+                  if process == 0: os.execv(sys.argv[1], sys.argv[1:])\n\
+                  seen = b''\n\
+                  while b'q ends' not in seen: seen += os.read(terminal, 65536)\n\
+                  os.write(terminal, b'q')\n\
+                  try:\n\
+                  \x20   while True: seen += os.read(terminal, 65536)\n\
+                  except OSError: pass\n\
+                  sys.stdout.buffer.write(seen); sys.exit(os.waitpid(process, 0)[1])";
+    let mut terminal = Command::new(program("python3", "python3"));
+    terminal.args(["-c", script, env!("CARGO_BIN_EXE_reprise"), "status", &pid, "--watch"]);
+    let (code, seen, said) = answer(run(&mut terminal));
+    assert_eq!((code, said.as_str()), (0, ""), "{seen:?}");
+    assert!(seen.contains("PROGRAM") && seen.contains(&pid), "{seen:?}");
+    assert!(seen.starts_with("\x1b[?1049h") && seen.ends_with("\x1b[?25h\x1b[?1049l"), "{seen:?}");
+
+    let mut lines = reprise(&["status", &pid, "--watch"]).stdout(Stdio::piped()).spawn().unwrap();
+    let printed = BufReader::new(lines.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert_eq!(printed.filter(|line| line.contains(&pid)).take(2).count(), 2);
+    assert_eq!(lines.wait().unwrap().code(), Some(0), "nobody reads any more");
+    child.end();
 }
 
 struct Handshakes(Child);

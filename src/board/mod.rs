@@ -38,7 +38,7 @@ const CHUNK: usize = 16;
 const FEW_ROWS: usize = 4 * CHUNK;
 const PROCESSES: usize = 256;
 /// Threads count in different lanes, on cache lines of their own.
-pub const LANES: usize = 8;
+pub(crate) const LANES: usize = 8;
 
 /// The numbers of a context in the order of [`Count`].
 pub type Sums = [AtomicU64; Count::ALL];

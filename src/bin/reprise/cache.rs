@@ -22,8 +22,11 @@ pub enum Command {
 }
 
 /// Makes sure that a program will find its cache, so that errors are said before it starts.
-pub fn prepare(_url: &str) -> Result<(), Failure> {
-    Ok(())
+pub fn prepare(url: &str) -> Result<(), Failure> {
+    match url {
+        "memory:" => Ok(()),
+        _ => Err(wrong_use(format!("REPRISE_CACHE={url:?} is unknown (use memory:)"))),
+    }
 }
 
 pub fn run(_command: &Command) -> Done {

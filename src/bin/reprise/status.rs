@@ -63,7 +63,11 @@ pub fn run(args: &Args) -> Done {
 
 fn watch(args: &Args) -> std::io::Result<()> {
     loop {
-        let (width, height) = crossterm::terminal::size()?;
+        // A terminal that does not know its size says 0.
+        let (width, height) = match crossterm::terminal::size()? {
+            (0, _) | (_, 0) => (u16::MAX, u16::MAX),
+            size => size,
+        };
         let text = show(args);
         let lines = text.lines().take(usize::from(height).saturating_sub(1));
         let lines = lines.map(|line| line.chars().take(width.into()).collect::<String>() + "\x1b[K\r\n");
