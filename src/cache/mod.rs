@@ -4,6 +4,7 @@
 //! No method calls `left` or drops a session while it holds a lock: both may run a stranger's code.
 
 pub mod memory;
+pub mod shm;
 
 /// Seconds since the epoch.
 pub type Seconds = i64;
@@ -56,6 +57,14 @@ pub trait Session: Clone + Send + Sync + 'static {
     fn expiry(&self) -> Seconds;
     /// Whether both are references to one object.
     fn same(&self, other: &Self) -> bool;
+}
+
+/// A session that can leave the process as bytes.
+pub trait Portable: Session {
+    /// Appends it to `out`; `false` if it has no such form, and then what was appended counts for nothing.
+    fn write(&self, out: &mut Vec<u8>) -> bool;
+    /// A reference of the caller's own to an object made of what `write` appended.
+    fn read(bytes: &[u8]) -> Option<Self>;
 }
 
 /// What to do when another object with the same key is cached.

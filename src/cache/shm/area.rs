@@ -1,0 +1,415 @@
+//! One shared cache as a process has it: opened by name once, used by all that ask for it, never closed.
+
+use super::super::{Collision, Inserted, Key, Seconds};
+use super::file;
+use super::lock::Lock;
+use super::store::*;
+use super::writer::{Leaving, New, Put, Writer};
+use super::{order, sys, Counter, Error, Info, Service, ServiceInfo, Spec, COUNTERS as COUNTER_NAMES};
+use once_cell::race::OnceBox;
+use std::fs::{File, Metadata};
+use std::os::fd::IntoRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// How many leave before others get the lock.
+const BATCH: usize = 64;
+
+pub struct Area {
+    store: Store,
+    lock: Lock,
+    path: PathBuf,
+    /// Which file it is, whatever the path names now.
+    file: (u64, u64),
+    /// What keeps a cache that is not kept; -1 for none.
+    held: AtomicI32,
+}
+
+/// The caches this process has open, as a list that only grows. No lock: a fork may come while another thread opens one.
+static OPEN: OnceBox<Opened> = OnceBox::new();
+
+struct Opened {
+    area: &'static Area,
+    next: OnceBox<Opened>,
+}
+
+fn open_areas() -> impl Iterator<Item = &'static Area> {
+    std::iter::successors(OPEN.get(), |opened| opened.next.get()).map(|opened| opened.area)
+}
+
+impl Area {
+    /// The cache of this name, made if it is not there.
+    pub fn open(spec: &Spec) -> Result<&'static Area, Error> {
+        /// Others make and remove the file at the same time; none of them takes long.
+        const TRIES: usize = 500;
+        let path = file::path(&spec.name)?;
+        if !file::is_size(spec.size) {
+            return Err(Error::Size(spec.size));
+        }
+        for _ in 0..TRIES {
+            let Some((file, found, constants)) = file::open(&path)? else {
+                if let Some(file) = file::create(&path, spec)? {
+                    return Area::new(file, &path, spec.keep);
+                }
+                continue;
+            };
+            if constants.size != spec.size {
+                return Err(Error::OtherSize { path, there: constants.size, asked: spec.size });
+            }
+            if constants.keep != spec.keep {
+                return Err(Error::OtherKeep { path, there: constants.keep });
+            }
+            if let Some(area) = Area::known(&found) {
+                return Ok(area);
+            }
+            if spec.keep {
+                return Area::new(file, &path, true);
+            }
+            if file::remove_unused(&path, &file, &found) {
+                continue;
+            }
+            // Whoever is about to remove it has it for itself. Once this process holds it, it stays.
+            if file::hold(&file).is_ok() && file::is_current(&path, &found) {
+                return Area::new(file, &path, false);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Err(Error::Busy(path))
+    }
+
+    /// The cache of this name as it is. To look at: it does not keep a cache that is not kept.
+    pub fn find(name: &str) -> Result<&'static Area, Error> {
+        let path = file::path(name)?;
+        match file::open(&path)? {
+            Some((_, found, _)) if Area::known(&found).is_some() => Area::known(&found).ok_or(Error::Missing(path)),
+            Some((file, ..)) => Area::new(file, &path, true),
+            None => Err(Error::Missing(path)),
+        }
+    }
+
+    fn known(found: &Metadata) -> Option<&'static Area> {
+        open_areas().find(|area| area.file == (found.dev(), found.ino()))
+    }
+
+    /// Maps a file in which there is a cache; `keep` if the open file is not needed for it.
+    fn new(file: File, path: &Path, keep: bool) -> Result<&'static Area, Error> {
+        let failed = |error| Error::Io(path.into(), error);
+        let found = file.metadata().map_err(failed)?;
+        let size = usize::try_from(found.len()).map_err(|_| Error::Size(found.len()))?;
+        let (words, futex) = sys::map(&file, size / 8, LOCK).map_err(failed)?;
+        let constants = Constants::from_words(&std::array::from_fn(|at| words[at].load(Relaxed)));
+        let constants = constants.filter(|constants| constants.size == found.len());
+        let Some(constants) = constants else {
+            sys::unmap(words);
+            return Err(Error::Damaged(path.into()));
+        };
+        let area: &'static Area = Box::leak(Box::new(Area {
+            store: Store::new(words, constants),
+            lock: Lock::new(futex, &words[OWNER]),
+            path: path.into(),
+            file: (found.dev(), found.ino()),
+            held: AtomicI32::new(if keep { -1 } else { file.into_raw_fd() }),
+        }));
+        let mut place = &OPEN;
+        let mut opened = Box::new(Opened { area, next: OnceBox::new() });
+        while let Err(mine) = place.set(opened) {
+            opened = mine;
+            let Some(other) = place.get() else { break };
+            // Another thread may have opened the same one meanwhile. Then this one is not used, and nothing of it is.
+            if other.area.file == area.file {
+                area.close();
+                return Ok(other.area);
+            }
+            place = &other.next;
+        }
+        Ok(area)
+    }
+
+    /// Gives back the open file that keeps the cache.
+    fn close(&self) -> Option<()> {
+        let held = self.held.swap(-1, Relaxed);
+        if held < 0 {
+            return None;
+        }
+        // A host program may close what it did not open, and then the number is another file's.
+        let ours = std::fs::metadata(format!("/proc/self/fd/{held}"));
+        if ours.is_ok_and(|found| (found.dev(), found.ino()) == self.file) {
+            sys::close(held);
+        }
+        Some(())
+    }
+
+    /// This process ends: a cache that is not kept goes with the last one. It can still be used.
+    pub fn leave(&self) {
+        if self.close().is_none() {
+            return;
+        }
+        // Opened anew: the lock on the inherited one is also that of the processes it came from.
+        if let Ok(Some((file, found, _))) = file::open(&self.path) {
+            if (found.dev(), found.ino()) == self.file {
+                file::remove_unused(&self.path, &file, &found);
+            }
+        }
+    }
+
+    /// As it was given, or as `find` takes it.
+    pub fn name(&self) -> String {
+        file::name(&self.path)
+    }
+
+    fn now(&self) -> u32 {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        self.store.relative(now as Seconds)
+    }
+
+    /// `None` if the lock could not be had in time, or the cache had to be emptied.
+    fn write<T>(&self, work: impl FnOnce(&mut Writer) -> Found<T>) -> Option<T> {
+        let Some(lock) = self.lock.lock() else {
+            if let Ok(busy) = self.store.word(COUNTERS + Counter::Busy as usize) {
+                busy.fetch_add(1, Relaxed);
+            }
+            return None;
+        };
+        let mut writer = Writer::new(self.store, lock);
+        let done = work(&mut writer);
+        if done.is_err() {
+            writer.reset();
+        }
+        done.ok()
+    }
+
+    fn row(&self, service: Service) -> Found<Option<usize>> {
+        self.store.find_row(service, 0)
+    }
+
+    /// The bytes of the session with this key into `out`, and whether it is there. Writes nothing to the shared memory.
+    pub fn get(&self, service: Service, key: &Key, out: &mut Vec<u8>) -> bool {
+        let wanted = self.store.wanted(service, key);
+        if let Some(found) = self.store.get(&wanted, out) {
+            return found;
+        }
+        self.write(|writer| Ok(writer.find(&wanted, out)?.is_some())).unwrap_or(false)
+    }
+
+    /// Takes the session with this key out; only one caller of all processes gets it.
+    pub fn take(&self, service: Service, key: &Key, out: &mut Vec<u8>) -> bool {
+        self.take_if(service, key, out, |_| true)
+    }
+
+    /// The same, if `bytes` are its bytes.
+    pub fn take_same(&self, service: Service, key: &Key, bytes: &[u8], out: &mut Vec<u8>) -> bool {
+        self.take_if(service, key, out, |found| found == bytes)
+    }
+
+    fn take_if(&self, service: Service, key: &Key, out: &mut Vec<u8>, wish: impl Fn(&[u8]) -> bool) -> bool {
+        let wanted = self.store.wanted(service, key);
+        if self.store.stable(|| Ok(self.store.find(wanted.hash)?.is_none()), |_| false) == Some(true) {
+            return false;
+        }
+        let taken = self.write(|writer| match writer.find(&wanted, out)? {
+            Some(record) if wish(out) => writer.remove(&record, Counter::Taken).map(|()| true),
+            _ => Ok(false),
+        });
+        taken.unwrap_or(false)
+    }
+
+    /// Puts a session in, and what has to leave its service for it into `left`. `limit` is that of the service, 0 for none.
+    #[allow(clippy::too_many_arguments)]
+    pub fn insert(
+        &self,
+        service: Service,
+        key: &Key,
+        bytes: &[u8],
+        expiry: Seconds,
+        collision: Collision,
+        limit: usize,
+        left: &mut Vec<Leaving>,
+    ) -> Inserted {
+        let limit = limit as u64;
+        let new = self.new_record(service, key, bytes, expiry, collision, limit, false);
+        self.put(&new, left).unwrap_or(Inserted::Refused)
+    }
+
+    /// Other bytes and another expiry for the session with this key; nothing if it is not there.
+    pub fn rewrite(&self, service: Service, key: &Key, bytes: &[u8], expiry: Seconds) {
+        let new = self.new_record(service, key, bytes, expiry, Collision::Replace, 0, true);
+        self.put(&new, &mut Vec::new());
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn new_record<'a>(
+        &self,
+        service: Service,
+        key: &Key,
+        bytes: &'a [u8],
+        expiry: Seconds,
+        collision: Collision,
+        limit: u64,
+        rewrite: bool,
+    ) -> New<'a> {
+        let wanted = self.store.wanted(service, key);
+        let expiry = self.store.relative_expiry(expiry);
+        New { service, wanted, bytes, expiry, now: self.now(), collision, rewrite, limit }
+    }
+
+    fn put(&self, new: &New, left: &mut Vec<Leaving>) -> Option<Inserted> {
+        let mut out = Vec::new();
+        loop {
+            let before = left.len();
+            match self.write(|writer| writer.put(new, &mut out, left))? {
+                Put::Done(inserted) => {
+                    // It may have been replaced before others had to leave.
+                    let replaced = left.iter().any(|(_, why)| *why == super::Departure::Replaced);
+                    return Some(if inserted == Inserted::Added && replaced { Inserted::Replaced } else { inserted });
+                }
+                Put::Again if left.len() > before => {}
+                Put::Again | Put::Absent => return None,
+            }
+        }
+    }
+
+    /// Takes out up to `most` sessions of the service that expire before `before`, the soonest first.
+    fn pop(&self, service: Service, before: u32, most: usize, why: Counter, out: &mut Vec<Vec<u8>>) -> Option<usize> {
+        self.write(|writer| {
+            let Some(row) = writer.store.find_row(service, 0)? else { return Ok(0) };
+            let mut count = 0;
+            let mut bytes = Vec::new();
+            while count < most && writer.pop(row, before, why, &mut bytes)? {
+                out.push(std::mem::take(&mut bytes));
+                count += 1;
+            }
+            Ok(count)
+        })
+    }
+
+    /// Takes out up to `most` sessions of the service that have expired at `now`, a few at a time, and gives them to
+    /// `left` in between.
+    pub fn expire(&self, service: Service, now: Seconds, most: usize, left: &mut dyn FnMut(&[u8])) -> usize {
+        let now = self.store.relative(now);
+        self.pop_all(service, now, most, Counter::Expired, left)
+    }
+
+    /// Takes out the sessions of the service that are there now, in the same way.
+    pub fn clear(&self, service: Service, left: &mut dyn FnMut(&[u8])) {
+        self.pop_all(service, u32::MAX, self.sessions(service), Counter::Removed, left);
+    }
+
+    fn pop_all(&self, service: Service, before: u32, most: usize, why: Counter, left: &mut dyn FnMut(&[u8])) -> usize {
+        let mut count = 0;
+        let mut batch = Vec::new();
+        while count < most && self.soonest(service).is_some_and(|soonest| soonest < u64::from(before)) {
+            // They have left even if the cache was emptied after some of them.
+            let popped = self.pop(service, before, BATCH.min(most - count), why, &mut batch);
+            count += batch.len();
+            batch.drain(..).for_each(|bytes| left(&bytes));
+            if popped.unwrap_or(0) == 0 {
+                break;
+            }
+        }
+        count
+    }
+
+    /// Whether a session of the service has expired at `now`. Writes nothing.
+    pub fn has_expired(&self, service: Service, now: Seconds) -> bool {
+        self.soonest(service).is_some_and(|soonest| soonest < u64::from(self.store.relative(now)))
+    }
+
+    fn of_row(&self, service: Service, at: usize) -> Option<u64> {
+        let read = || self.row(service)?.map(|row| self.store.load(row + at)).transpose();
+        match self.store.stable(read, |_| false) {
+            Some(found) => found,
+            None => self.write(|_| read()).flatten(),
+        }
+    }
+
+    fn soonest(&self, service: Service) -> Option<u64> {
+        self.of_row(service, row::SOONEST).filter(|&soonest| soonest != row::NONE)
+    }
+
+    /// How many sessions the service has.
+    pub fn sessions(&self, service: Service) -> usize {
+        self.of_row(service, row::SESSIONS).unwrap_or(0) as usize
+    }
+
+    /// The bytes of each session that the service has all the while.
+    pub fn for_each(&self, service: Service, seen: &mut dyn FnMut(&[u8])) {
+        let mut last = (0, 0);
+        let mut most = self.sessions(service).saturating_mul(2);
+        loop {
+            let mut batch: Vec<Vec<u8>> = Vec::new();
+            let read = self.write(|writer| {
+                let Some(row) = writer.store.find_row(service, 0)? else { return Ok(()) };
+                while batch.len() < BATCH {
+                    let Some(record) = order::after(writer, row, last)? else { break };
+                    let mut bytes = Vec::new();
+                    writer.store.copy(&record, &mut bytes)?;
+                    batch.push(bytes);
+                    last = record.order();
+                }
+                Ok(())
+            });
+            most = most.saturating_sub(batch.len());
+            let more = batch.len() == BATCH && most > 0;
+            batch.iter().for_each(|bytes| seen(bytes));
+            if read.is_none() || !more {
+                return;
+            }
+        }
+    }
+
+    /// Takes out everything, of every service. `None` if the cache was busy.
+    pub fn flush(&self) -> Option<u64> {
+        self.write(|writer| writer.flush())
+    }
+
+    /// Follows every link, for tests and for who doubts: how many sessions there are, `None` if something was wrong
+    /// (then it is empty now) or the cache was busy. Holds the lock for as long as it takes.
+    pub fn check(&self) -> Option<u64> {
+        self.write(|writer| writer.check())
+    }
+
+    pub fn counters(&self) -> [u64; COUNTER_NAMES.len()] {
+        std::array::from_fn(|counter| self.store.load(COUNTERS + counter).unwrap_or(0))
+    }
+
+    pub fn info(&self) -> Info {
+        let load = |at| self.store.load(at).unwrap_or(0);
+        let service = |number: usize| {
+            let row = self.store.row(number);
+            let (sessions, soonest) = (load(row + row::SESSIONS), load(row + row::SOONEST));
+            (sessions > 0).then(|| ServiceInfo {
+                identity: self.store.identity(row).unwrap_or_default(),
+                sessions,
+                bytes: load(row + row::BYTES),
+                soonest_expiry: self.store.absolute(soonest.min(u32::MAX.into()) as u32),
+            })
+        };
+        let read = || Info {
+            name: self.name(),
+            path: self.path.clone(),
+            size: self.store.constants.size,
+            keep: self.store.constants.keep,
+            created: self.store.constants.created,
+            used: load(LIVE) * 8,
+            room: self.store.ring_words() as u64 * 8,
+            sessions: load(SESSIONS),
+            services: (0..ROW_COUNT).filter_map(service).collect(),
+            counters: self.counters(),
+        };
+        // Numbers that belong together, if that can be had.
+        self.store.stable(|| Ok(read()), |_| false).unwrap_or_else(read)
+    }
+
+    /// Where it lies in this process, for tests that write over it.
+    #[doc(hidden)]
+    pub fn raw(&self) -> &'static [std::sync::atomic::AtomicU64] {
+        self.store.words()
+    }
+}
+
+/// This process ends: [`Area::leave`] for each cache it has open.
+pub fn leave() {
+    open_areas().for_each(Area::leave);
+}
