@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{free_port, libreprise, openssl, program, reconnect, repository, run, text, Sandbox, Server, Stats};
+use reprise::cache::{shm, Collision, Inserted, Key};
 use serde_json::Value;
 
 /// The command with none of our variables but the library under test.
@@ -502,4 +503,50 @@ fn manual_pages_and_completions_come_from_the_same_source() {
         let (code, help, _) = ask(&[subcommand, "--help"]);
         assert!(code == 0 && help.contains("Examples:\n  reprise "), "{help}");
     }
+}
+
+// ---- cache ------------------------------------------------------------------------------------------------------
+
+/// A cache in shared memory, gone at the end of the test.
+struct Shared(String);
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let _ = shm::remove(&self.0);
+    }
+}
+
+#[test]
+fn caches_are_listed_shown_emptied_and_removed() {
+    let cache = Shared(format!("command-{}", std::process::id()));
+    let name = cache.0.as_str();
+    let url = format!("shm:{name}?size=1M");
+    assert_eq!(ask(&["run", "--cache", &url, "--", "true"]).0, 0, "made beforehand");
+    let (code, _, said) = ask(&["run", "--cache", &format!("shm:{name}?size=2M"), "--", "true"]);
+    assert!(code == 2 && said.contains("was made with size=1M") && said.contains("2M"), "{said}");
+
+    let area = shm::Area::find(name).unwrap();
+    let secret = b"the bytes of a session";
+    for number in 0..3u8 {
+        let key = Key::new(0x304, &[0xa5, number]).unwrap();
+        let inserted = area.insert([1, 2], &key, secret, i64::from(u32::MAX), Collision::Replace, 0, &mut Vec::new());
+        assert_eq!(inserted, Inserted::Added);
+    }
+    let (code, list, _) = ask(&["cache", "ls"]);
+    let line = list.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap_or_else(|| panic!("{list}"));
+    let words: Vec<&str> = line.split_whitespace().collect();
+    assert!(code == 0 && words[1] == "1M" && words[4] == "3", "{line}");
+    let (code, shown, _) = ask(&["cache", "show", name]);
+    assert!(code == 0 && shown.contains("sessions  3\n") && shown.contains("inserted  3\n"), "{shown}");
+    assert!(!shown.contains("a5") && !shown.contains("the bytes"), "no ids, no bytes: {shown}");
+    let (_, json, _) = ask(&["cache", "show", name, "--json"]);
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["sessions"], &json["services"][0]["sessions"]), (&3.into(), &3.into()), "{json}");
+
+    assert_eq!(ask(&["cache", "flush", name]), (0, format!("3 sessions removed from {name}.\n"), String::new()));
+    assert_eq!(area.info().sessions, 0);
+    assert_eq!(ask(&["cache", "rm", name]).0, 0);
+    let (code, _, said) = ask(&["cache", "show", name]);
+    assert!(code == 1 && said.contains("is not there"), "{said}");
+    assert_eq!(ask(&["cache", "rm", "../etc/passwd"]).0, 1);
 }

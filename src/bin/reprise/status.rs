@@ -1,12 +1,13 @@
 //! `reprise status`: what every process and context on this machine counted, as a table, as JSON or for Prometheus.
 
-use crate::{say, wrong_use, Done};
+use crate::{cache, say, wrong_use, Done};
 use crossterm::event::{poll, read, Event, KeyCode, KeyModifiers};
 use reprise::board::read::{all, Entry, Family};
 use reprise::board::{now, Count};
 use reprise::config::Semantics;
 use serde::Serialize;
 use serde_json::{json, Map, Value};
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -128,8 +129,11 @@ impl Program {
         any.then_some(Program { name, creator: family.creator, ended, contexts })
     }
 
+    /// What the processes have for themselves, and each shared cache once.
     fn sessions(&self) -> u64 {
-        self.contexts.iter().map(|context| context.entry.sessions).sum()
+        let own: u64 = self.contexts.iter().filter_map(Context::sessions).sum();
+        let shared: BTreeSet<&str> = self.contexts.iter().map(|context| context.entry.cache.as_str()).collect();
+        own + shared.into_iter().filter_map(cache::sessions).sum::<u64>()
     }
 
     fn sum(&self) -> Counts {
@@ -159,6 +163,11 @@ impl Context {
             Some(Semantics::Stock) => "stock",
             None => "?",
         }
+    }
+
+    /// In its own cache; `None` if that is shared with others.
+    fn sessions(&self) -> Option<u64> {
+        (self.entry.cache == "memory").then_some(self.entry.sessions)
     }
 
     fn age(&self) -> u64 {
@@ -254,7 +263,7 @@ fn table(programs: &[Program]) -> String {
                 age(context.age()),
                 context.semantics().into(),
                 context.entry.cache.clone(),
-                context.entry.sessions.to_string(),
+                context.sessions().map_or("shared".into(), |sessions| sessions.to_string()),
             ];
             rows.push(first.into_iter().chain(figures(&context.counts)).collect());
         }
@@ -271,7 +280,7 @@ fn table(programs: &[Program]) -> String {
     if rows.len() == 1 {
         return "No program uses Reprise here. `reprise run -- CMD` starts one.\n".into();
     }
-    aligned(&rows)
+    aligned(&rows, &[0, 4, 5])
 }
 
 fn figures(counts: &Counts) -> [String; 9] {
@@ -290,15 +299,14 @@ fn figures(counts: &Counts) -> [String; 9] {
     ]
 }
 
-/// Texts to the left, numbers to the right.
-fn aligned(rows: &[Vec<String>]) -> String {
-    const TEXTS: [usize; 3] = [0, 4, 5];
+/// A table: the columns `texts` to the left, numbers to the right.
+pub fn aligned(rows: &[Vec<String>], texts: &[usize]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|text| text.chars().count()).max();
     let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
     let mut text = String::new();
     for row in rows {
-        let cells = row.iter().enumerate().map(|(at, cell)| match TEXTS.contains(&at) {
+        let cells = row.iter().enumerate().map(|(at, cell)| match texts.contains(&at) {
             true => format!("{cell:<width$}", width = widths[at]),
             false => format!("{cell:>width$}", width = widths[at]),
         });
@@ -308,7 +316,7 @@ fn aligned(rows: &[Vec<String>]) -> String {
     text
 }
 
-fn age(seconds: u64) -> String {
+pub fn age(seconds: u64) -> String {
     match seconds {
         0..60 => format!("{seconds}s"),
         60..3600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
@@ -321,7 +329,7 @@ fn age(seconds: u64) -> String {
 
 #[derive(Serialize)]
 struct Figures {
-    sessions: u64,
+    sessions: Option<u64>,
     hits: u64,
     misses: u64,
     absent: u64,
@@ -331,7 +339,7 @@ struct Figures {
 }
 
 impl Figures {
-    fn of(sessions: u64, counts: &Counts) -> Figures {
+    fn of(sessions: Option<u64>, counts: &Counts) -> Figures {
         Figures {
             sessions,
             hits: counts.hits(),
@@ -353,8 +361,8 @@ fn json_text(programs: &[Program]) -> String {
                 "program": program.name,
                 "creator": program.creator,
                 "processes": program.processes(),
-                "sums": Figures::of(program.sessions(), &program.sum()),
-                "ended": Figures::of(0, &program.ended).counters,
+                "sums": Figures::of(Some(program.sessions()), &program.sum()),
+                "ended": Figures::of(None, &program.ended).counters,
                 "contexts": contexts,
             })
         })
@@ -373,7 +381,7 @@ fn context_json(context: &Context) -> Value {
         "semantics": context.semantics(),
         "cache": entry.cache,
         "libssl": entry.libssl,
-        "figures": Figures::of(entry.sessions, &context.counts),
+        "figures": Figures::of(context.sessions(), &context.counts),
     })
 }
 
@@ -381,7 +389,15 @@ fn prometheus(programs: &[Program]) -> String {
     let mut text = String::new();
     let _ = writeln!(text, "# HELP reprise_sessions Sessions in the cache now.\n# TYPE reprise_sessions gauge");
     for context in programs.iter().flat_map(|program| &program.contexts) {
-        let _ = writeln!(text, "reprise_sessions{{{}}} {}", labels(context), context.entry.sessions);
+        if let Some(sessions) = context.sessions() {
+            let _ = writeln!(text, "reprise_sessions{{{}}} {sessions}", labels(context));
+        }
+    }
+    let contexts = programs.iter().flat_map(|program| &program.contexts);
+    for label in contexts.map(|context| context.entry.cache.as_str()).collect::<BTreeSet<_>>() {
+        if let Some(sessions) = cache::sessions(label) {
+            let _ = writeln!(text, "reprise_sessions{{{}}} {sessions}", joined(&[("cache", label)]));
+        }
     }
     for (&count, meaning) in Count::LIST.iter().zip(Count::MEANINGS) {
         let metric = format!("reprise_{}_total", name(count));
