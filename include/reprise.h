@@ -57,96 +57,6 @@ typedef struct ossl_lib_ctx_st OSSL_LIB_CTX;
 // The version of the struct that follows.
 #define REPRISE_STATS_VERSION 1
 
-// How many slots a shard can have.
-#define SLOTS ((FIRST_CHUNK * 4) * ((1 << GROUPS) - 1))
-
-// The size when none is asked for.
-#define Spec_SIZE (64 << 20)
-
-// Raised with every change of what is described here.
-#define LAYOUT 1
-
-// The longest record in bytes.
-#define LONGEST (64 << 10)
-
-#define SMALLEST_SIZE (1 << 20)
-
-// Links have 32 bits.
-#define LARGEST_SIZE (16 << 30)
-
-// Magic, layout, size in bytes, when it was made, whether it is kept, the secret, and a check of these.
-#define CONSTANTS (6 + SECRET_WORDS)
-
-#define LOCK 24
-
-#define OWNER 25
-
-// Odd while something changes.
-#define VERSION 32
-
-// How many entries of the journal are to be undone.
-#define JOURNAL_LENGTH 40
-
-// Not 0 while everything is being thrown away.
-#define RESETTING 41
-
-// Positions in the ring: words since the beginning, never wrapped.
-#define HEAD 42
-
-#define TAIL 43
-
-// Words of the ring that are in use by records that count.
-#define LIVE 44
-
-// How many records ever came.
-#define CAME 45
-
-#define SESSIONS 46
-
-#define COUNTERS 48
-
-#define JOURNAL 64
-
-#define JOURNAL_ENTRIES 1024
-
-#define ROWS (JOURNAL + (2 * JOURNAL_ENTRIES))
-
-#define ROW_COUNT 4096
-
-
-
-#define WORDS 8
-
-#define IDENTITY 0
-
-// Tells a row that was written whole, 0 for one never used.
-#define SEAL 2
-
-#define BYTES 4
-
-#define ROOT 5
-
-// The soonest expiry, [`NONE`] without sessions.
-#define SOONEST 6
-
-#define NONE UINT64_MAX
-
-// The link to the next one of the bucket (high half), and [`super::Meta`].
-#define META 0
-
-#define HASH 1
-
-#define CHECK 2
-
-// Expiry (high half) and the number it came with: the order of the service's records.
-#define TURN 3
-
-// The two links of the tree.
-#define SIDES 4
-
-// The journal of a cache in which nothing is under way.
-#define EMPTY_JOURNAL 4294967295
-
 // What happened in the cache of an SSL_CTX since it was made. Later versions only add fields at the end.
 typedef struct {
   // REPRISE_STATS_VERSION of the library.
@@ -192,10 +102,6 @@ typedef struct {
   // Sessions that could not be stored for want of memory.
   uint64_t store_errors;
 } reprise_stats;
-
-
-
-
 
 #ifdef __cplusplus
 extern "C" {

@@ -8,6 +8,7 @@
 //! | `REPRISE_TICKETS` | `as-is` (default) or `stateful` |
 //! | `REPRISE_UNCLEAN` | `drop` (default) or `keep` |
 //! | `REPRISE_LOG` | `error` (default) or `off` |
+//! | `REPRISE_STATUS` | `on` (default) or `off`: whether `reprise status` sees the program, see [`crate::board`] |
 //! | `REPRISE_STATS` | a file that the processes of a program count into, see [`crate::totals`] |
 
 use crate::cache::shm::{Spec, LARGEST_SIZE, SMALLEST_SIZE};
@@ -79,6 +80,15 @@ choices! {
 }
 
 choices! {
+    /// Whether `reprise status` sees this program.
+    Status {
+        #[default]
+        On = 0 "on",
+        Off = 1 "off",
+    }
+}
+
+choices! {
     Log {
         #[default]
         Error = 0 "error",
@@ -145,6 +155,7 @@ pub struct Config {
     pub cache: Place,
     pub log: Log,
     pub stats: Option<PathBuf>,
+    pub status: Status,
     /// What is wrong with the environment, to be said when a context is first taken over.
     pub complaints: Vec<String>,
 }
@@ -170,6 +181,7 @@ impl Config {
         config.semantics = choose!("REPRISE_SEMANTICS", Semantics);
         config.tickets = choose!("REPRISE_TICKETS", Tickets);
         config.unclean = choose!("REPRISE_UNCLEAN", Unclean);
+        config.status = choose!("REPRISE_STATUS", Status);
         config.log = choose!("REPRISE_LOG", Log);
         config.cache = text("REPRISE_CACHE").map_or(Place::Memory, |url| {
             url.parse().unwrap_or_else(|error| {
@@ -187,7 +199,10 @@ static CONFIG: OnceBox<Config> = OnceBox::new();
 /// Reads the environment. Where it is not to be trusted (a set-user-ID program, which a preload for the whole system
 /// reaches), nothing in it counts.
 pub fn load(trusted: bool) {
-    CONFIG.get_or_init(|| Box::new(Config::from(|name| trusted.then(|| std::env::var_os(name)).flatten())));
+    CONFIG.get_or_init(|| {
+        let config = Config::from(|name| trusted.then(|| std::env::var_os(name)).flatten());
+        Box::new(Config { status: if trusted { config.status } else { Status::Off }, ..config })
+    });
 }
 
 pub fn get() -> &'static Config {
@@ -211,6 +226,7 @@ mod tests {
                 ("REPRISE_TICKETS", ""),
                 ("REPRISE_UNCLEAN", ""),
                 ("REPRISE_CACHE", ""),
+                ("REPRISE_STATUS", ""),
                 ("REPRISE_LOG", ""),
                 ("REPRISE_STATS", "")
             ]),
@@ -225,6 +241,7 @@ mod tests {
             ("REPRISE_TICKETS", "stateful"),
             ("REPRISE_UNCLEAN", "keep"),
             ("REPRISE_CACHE", "shm:web?size=32M&keep=off"),
+            ("REPRISE_STATUS", "off"),
             ("REPRISE_LOG", "off"),
             ("REPRISE_STATS", "/tmp/x"),
         ]);
@@ -236,6 +253,7 @@ mod tests {
                 tickets: Tickets::Stateful,
                 unclean: Unclean::Keep,
                 cache: Place::Shm(web),
+                status: Status::Off,
                 log: Log::Off,
                 stats: Some("/tmp/x".into()),
                 complaints: vec![]

@@ -8,12 +8,14 @@
 //! | `context` | one SSL_CTX: what the manual says happens here |
 //! | [`cache`] | the internal cache, generic over its sessions |
 //! | `libssl` | the library below: its functions and objects as Rust |
+//! | [`board`] | the counters of every process, for `reprise status` |
 //! | [`config`] | the environment |
 //! | [`totals`] | the counts of a whole program, for who watches from outside |
 //! | `log` | one line on stderr, when it must be |
 #![deny(unsafe_op_in_unsafe_fn)]
 
 mod abi;
+pub mod board;
 pub mod cache;
 pub mod config;
 mod context;

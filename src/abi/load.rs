@@ -1,6 +1,6 @@
 //! When the library is loaded: what cannot wait. libssl is not looked for yet, it may come later.
 
-use crate::{config, context, libssl, totals};
+use crate::{board, config, context, libssl, totals};
 
 /// Reads the environment, which some programs clear, and opens what it names, which may be out of reach later.
 #[cfg_attr(miri, allow(dead_code))]
@@ -25,6 +25,7 @@ static LOAD: extern "C" fn() = load;
 extern "C" fn unload() {
     super::border((), || {
         context::end_of_process();
+        board::leave();
         Some(())
     })
 }
@@ -50,6 +51,7 @@ unsafe extern "C" fn parent() {
 
 unsafe extern "C" fn child() {
     super::border((), || {
+        context::fork::child();
         context::fork::resume();
         libssl::forget_markers();
         Some(())

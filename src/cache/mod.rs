@@ -6,6 +6,8 @@
 pub mod memory;
 pub mod shm;
 
+use std::fmt;
+
 /// Seconds since the epoch.
 pub type Seconds = i64;
 
@@ -61,9 +63,9 @@ pub trait Session: Clone + Send + Sync + 'static {
 
 /// A session that can leave the process as bytes.
 pub trait Portable: Session {
-    /// Appends what [`Portable::read`] makes an equal session of; `false` where that cannot be had.
+    /// Appends it to `out`; `false` if it has no such form, and then what was appended counts for nothing.
     fn write(&self, out: &mut Vec<u8>) -> bool;
-    /// A new object. `None` for bytes that are no session.
+    /// A reference of the caller's own to an object made of what `write` appended.
     fn read(bytes: &[u8]) -> Option<Self>;
 }
 
@@ -145,6 +147,15 @@ pub enum Place {
     Memory,
     /// In memory that the processes of a machine share.
     Shm(shm::Spec),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, to: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Place::Memory => to.write_str("memory"),
+            Place::Shm(spec) => write!(to, "shm:{}", spec.name),
+        }
+    }
 }
 
 /// The cache at `place`, made if it is not there, without a limit. The error is a sentence for a person.

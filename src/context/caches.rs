@@ -41,6 +41,12 @@ impl Caches {
         }
     }
 
+    /// Where that is, for people: "memory" or "shm:NAME".
+    pub fn label(&self) -> String {
+        let chosen = self.chosen.load(Acquire).checked_sub(1);
+        chosen.and_then(|chosen| self.others().nth(chosen)).map_or("memory".into(), |other| other.place.to_string())
+    }
+
     /// From now on the cache is at `place`. The error is a sentence for a person, and then nothing has changed.
     pub fn choose(&self, place: &Place) -> Result<(), String> {
         let chosen = match place {

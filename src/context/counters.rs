@@ -1,11 +1,10 @@
-//! What happened in a context, counted without threads getting in each other's way: each has a row of counters to
-//! itself or nearly so, and reading adds the rows up.
+//! What happened in a context, counted without threads getting in each other's way: each has a lane of counters to
+//! itself or nearly so, and reading adds the lanes up.
 
+use crate::board::{self, About, Label, Lane, Place, Sums, LANES};
 use crate::totals;
 use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-
-const ROWS: usize = 8;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 macro_rules! counts {
     ($($(#[doc = $text:literal])* $name:ident,)*) => {
@@ -14,7 +13,10 @@ macro_rules! counts {
         pub enum Count { $($(#[doc = $text])* $name,)* }
 
         impl Count {
-            pub const ALL: usize = [$(Count::$name),*].len();
+            pub const ALL: usize = Count::LIST.len();
+            pub const LIST: &[Count] = &[$(Count::$name),*];
+            /// What each means, in a sentence.
+            pub const MEANINGS: &[&str] = &[$($($text)*),*];
         }
     };
 }
@@ -58,37 +60,124 @@ counts! {
     StoreErrors,
 }
 
+/// The counters of one context, on the status board where there is room and else here.
 #[derive(Default)]
-#[repr(align(128))]
-struct Row([AtomicU64; Count::ALL]);
-
-#[derive(Default)]
-pub struct Counters([Row; ROWS]);
+pub struct Counters {
+    place: Place,
+    /// What could not be counted on the board.
+    own: [Lane; LANES],
+    /// What the context had counted when this process was forked: its statistics go on from there, and the board
+    /// counts nothing twice.
+    base: Sums,
+    /// The same at the fork that is being made.
+    at_fork: Sums,
+    /// How many sessions the cache had when this process was forked, and at the fork that is being made.
+    inherited: AtomicU64,
+    inherits: AtomicU64,
+    number: AtomicU32,
+    created: AtomicU64,
+    semantics: AtomicU32,
+    cache: Label,
+}
 
 impl Counters {
     pub fn add(&self, count: Count) {
-        self.0[row()].0[count as usize].fetch_add(1, Relaxed);
+        self.lanes()[lane()].counts[count as usize].fetch_add(1, Relaxed);
         totals::count(count);
     }
 
-    pub fn get(&self, count: Count) -> u64 {
-        self.0.iter().fold(0, |sum, row| sum.wrapping_add(row.0[count as usize].load(Relaxed)))
+    /// A [`Count::Taken`] that was not in the cache.
+    pub fn taken_outside(&self) {
+        self.lanes()[lane()].taken_outside.fetch_add(1, Relaxed);
     }
 
-    pub fn reset(&self) {
-        self.0.iter().flat_map(|row| &row.0).for_each(|counter| counter.store(0, Relaxed));
+    pub fn get(&self, count: Count) -> u64 {
+        let board = self.place.row().into_iter().flat_map(|row| &row.lanes);
+        let lanes = self.own.iter().chain(board).map(|lane| &lane.counts);
+        lanes.chain([&self.base]).fold(0, |sum, counts| sum.wrapping_add(counts[count as usize].load(Relaxed)))
+    }
+
+    fn lanes(&self) -> &[Lane; LANES] {
+        match self.place.row() {
+            Some(row) => &row.lanes,
+            None => self.look_for_place(),
+        }
+    }
+
+    #[cold]
+    fn look_for_place(&self) -> &[Lane; LANES] {
+        let about = About {
+            number: self.number.load(Relaxed),
+            created: self.created.load(Relaxed),
+            semantics: self.semantics.load(Relaxed),
+            inherited: self.inherited.load(Relaxed),
+            cache: &self.cache,
+        };
+        self.place.find(&about).map_or(&self.own, |row| &row.lanes)
+    }
+
+    /// For a new SSL_CTX.
+    pub fn begin(&self, semantics: u32) {
+        self.place.forget();
+        self.clear_own();
+        self.base.iter().chain([&self.inherited]).for_each(|word| word.store(0, Relaxed));
+        self.number.store(board::number(), Relaxed);
+        self.created.store(board::now(), Relaxed);
+        self.semantics.store(semantics, Relaxed);
+        self.look_for_place();
+    }
+
+    /// The SSL_CTX is gone.
+    pub fn end(&self) {
+        self.place.leave();
+    }
+
+    pub fn set_semantics(&self, semantics: u32) {
+        self.semantics.store(semantics, Relaxed);
+        if let Some(row) = self.place.row() {
+            row.set_semantics(semantics);
+        }
+    }
+
+    /// Names the cache for who looks on: `memory`, `shm:NAME`. At most 128 bytes of it are shown.
+    pub fn set_cache(&self, label: &str) {
+        board::write_text(&self.cache, label.as_bytes());
+        if let Some(row) = self.place.row() {
+            row.set_cache(&self.cache);
+        }
+    }
+
+    /// `sessions` are cached now.
+    pub fn before_fork(&self, sessions: usize) {
+        Count::LIST.iter().zip(&self.at_fork).for_each(|(&count, to)| to.store(self.get(count), Relaxed));
+        self.inherits.store(sessions as u64, Relaxed);
+    }
+
+    /// In the child, which looks for a row of its own when it first counts: most children never do.
+    pub fn forked(&self) {
+        self.base.iter().zip(&self.at_fork).for_each(|(to, from)| to.store(from.load(Relaxed), Relaxed));
+        self.inherited.store(self.inherits.load(Relaxed), Relaxed);
+        if self.place.row().is_none() {
+            self.clear_own();
+        }
+        self.place.forget();
+    }
+
+    fn clear_own(&self) {
+        let words = self.own.iter().flat_map(|lane| lane.counts.iter().chain([&lane.taken_outside]));
+        words.for_each(|word| word.store(0, Relaxed));
     }
 }
 
-fn row() -> usize {
-    thread_local!(static ROW: Cell<usize> = const { Cell::new(ROWS) });
+fn lane() -> usize {
+    thread_local!(static LANE: Cell<usize> = const { Cell::new(LANES) });
     static NEXT: AtomicUsize = AtomicUsize::new(0);
-    match ROW.get() {
-        ROWS => {
-            let row = NEXT.fetch_add(1, Relaxed) % ROWS;
-            ROW.set(row);
-            row
+    match LANE.get() {
+        LANES => {
+            let lane = NEXT.fetch_add(1, Relaxed) % LANES;
+            LANE.set(lane);
+            lane
         }
-        row => row,
+        lane => lane,
     }
 }

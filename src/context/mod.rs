@@ -104,7 +104,7 @@ impl Context {
             context.new_callback.set(None);
             context.remove_callback.set(None);
             context.get_callback.set(None);
-            context.counters.reset();
+            context.counters.begin(config.semantics as u32);
             context.service.reset();
             context.sized.store(false, Relaxed);
             context.set_tickets(config.tickets);
@@ -113,6 +113,7 @@ impl Context {
                 log::once(format_args!("REPRISE_CACHE: {error}: each process caches for itself"));
                 let _ = context.caches.choose(&Place::Memory);
             }
+            context.counters.set_cache(&context.caches.label());
             context.set_semantics(config.semantics);
             context.set_mode(SSL_SESS_CACHE_SERVER);
             true
@@ -137,6 +138,7 @@ impl Context {
             if !self.caches.current().is_shared() {
                 self.cache().clear(&mut |session| sessions.push(session));
             }
+            self.counters.end();
             ctx.hand_back(hooks, program, self.mode(), self.size() as c_long, sessions);
             log::once(format_args!("callbacks of an SSL_CTX were set past Reprise: libssl caches its sessions again"));
         }
@@ -163,6 +165,7 @@ impl Context {
 
     pub fn set_semantics(&self, semantics: Semantics) {
         self.semantics.store(semantics as u32, Relaxed);
+        self.counters.set_semantics(semantics as u32);
         self.set_limit();
     }
 
@@ -207,6 +210,7 @@ impl Context {
         let mut moving = Vec::new();
         let before = self.caches.current();
         self.caches.choose(place)?;
+        self.counters.set_cache(&self.caches.label());
         self.set_limit();
         if !before.is_shared() && !std::ptr::addr_eq(before, self.caches.current()) {
             before.clear(&mut |session| moving.push(session));
@@ -437,6 +441,7 @@ impl Context {
         let table = self.lock_table().take();
         drop(table);
         self.spent.clear();
+        self.counters.end();
         if let Some(ctx) = self.ctx() {
             registry::leave(ctx.as_ptr());
         }
@@ -634,6 +639,7 @@ impl Context {
             }
             if self.is_documented() || stores {
                 self.count(Count::Taken);
+                self.counters.taken_outside();
                 ctx.claim(&session);
             }
         } else if self.is_documented() {
@@ -667,6 +673,7 @@ impl Context {
 /// Around fork(): nothing may be half-done in the child.
 pub mod fork {
     use super::{registry, Context};
+    use crate::board;
     use crate::cache::Held;
     use std::cell::RefCell;
 
@@ -676,6 +683,14 @@ pub mod fork {
     pub fn prepare() {
         let held = registry::all().flat_map(hold).collect();
         HELD.with(|place| *place.borrow_mut() = held);
+        registry::all().for_each(|context| context.counters.before_fork(context.number()));
+        board::before_fork();
+    }
+
+    /// In the child, before it resumes.
+    pub fn child() {
+        board::forked();
+        registry::all().for_each(|context| context.counters.forked());
     }
 
     /// After, in the parent and in the child.

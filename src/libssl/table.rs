@@ -135,6 +135,7 @@ functions! {
         ERR_load_strings(library: c_int, strings: *mut ERR_STRING_DATA) -> c_int = 0;
     }
     optional {
+        OpenSSL_version(what: c_int) -> *const c_char;
         SSL_CTX_new_ex(libctx: *mut c_void, propq: *const c_char, method: *const SSL_METHOD) -> *mut SSL_CTX;
         SSL_CTX_flush_sessions_ex(ctx: *mut SSL_CTX, time: time_t);
         SSL_SESSION_set_time_ex(session: *mut SSL_SESSION, time: time_t) -> time_t;
@@ -181,6 +182,14 @@ pub fn table() -> &'static Table {
             NOTHING.get_or_init(|| Box::new(Table::load(|_| ptr::null_mut())))
         }
     }
+}
+
+/// What the loaded libssl calls itself, as in "OpenSSL 3.5.7 9 Jun 2026"; empty if it does not say.
+pub fn version() -> &'static str {
+    // SAFETY: OpenSSL's function of this name returns a static text.
+    let text = table().OpenSSL_version.map(|version| unsafe { version(0) });
+    // SAFETY: as above, a C string.
+    text.filter(|text| !text.is_null()).and_then(|text| unsafe { CStr::from_ptr(text) }.to_str().ok()).unwrap_or("")
 }
 
 /// The libssl that this process uses: the next one behind this library, else one that a plugin brought along

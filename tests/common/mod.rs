@@ -214,6 +214,10 @@ impl Server {
         server
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn log(&self) -> String {
         text(&fs::read(&self.log).unwrap_or_default())
     }

@@ -27,11 +27,16 @@ pub struct Area {
     held: AtomicI32,
 }
 
-/// The caches this process has open. No lock: a fork may come while another thread opens one.
-static OPEN: [OnceBox<&'static Area>; 64] = [const { OnceBox::new() }; 64];
+/// The caches this process has open, as a list that only grows. No lock: a fork may come while another thread opens one.
+static OPEN: OnceBox<Opened> = OnceBox::new();
+
+struct Opened {
+    area: &'static Area,
+    next: OnceBox<Opened>,
+}
 
 fn open_areas() -> impl Iterator<Item = &'static Area> {
-    OPEN.iter().map_while(|place| place.get().copied())
+    std::iter::successors(OPEN.get(), |opened| opened.next.get()).map(|opened| opened.area)
 }
 
 impl Area {
@@ -100,28 +105,26 @@ impl Area {
             sys::unmap(words);
             return Err(Error::Damaged(path.into()));
         };
-        let mut area = Box::new(&*Box::leak(Box::new(Area {
+        let area: &'static Area = Box::leak(Box::new(Area {
             store: Store::new(words, constants),
             lock: Lock::new(futex, &words[OWNER]),
             path: path.into(),
             file: (found.dev(), found.ino()),
             held: AtomicI32::new(if keep { -1 } else { file.into_raw_fd() }),
-        })));
-        for place in &OPEN {
-            match place.set(area) {
-                Ok(()) => return Ok(place.get().expect("it was set")),
-                Err(mine) => {
-                    // Another thread may have opened the same one; then this one is not used, and only memory is lost.
-                    let other = place.get().copied().filter(|other| other.file == mine.file);
-                    if let Some(other) = other {
-                        mine.close();
-                        return Ok(other);
-                    }
-                    area = mine;
-                }
+        }));
+        let mut place = &OPEN;
+        let mut opened = Box::new(Opened { area, next: OnceBox::new() });
+        while let Err(mine) = place.set(opened) {
+            opened = mine;
+            let Some(other) = place.get() else { break };
+            // Another thread may have opened the same one meanwhile. Then this one is not used, and nothing of it is.
+            if other.area.file == area.file {
+                area.close();
+                return Ok(other.area);
             }
+            place = &other.next;
         }
-        Err(Error::TooMany)
+        Ok(area)
     }
 
     /// Gives back the open file that keeps the cache.

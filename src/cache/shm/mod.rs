@@ -133,7 +133,6 @@ pub enum Error {
     NoRoom(PathBuf, u64),
     Missing(PathBuf),
     Busy(PathBuf),
-    TooMany,
     Io(PathBuf, io::Error),
 }
 
@@ -212,7 +211,6 @@ impl fmt::Display for Error {
             ),
             Error::Missing(path) => write!(f, "{} is not there", quoted(path)),
             Error::Busy(path) => write!(f, "{} is being made and removed by others: try again", quoted(path)),
-            Error::TooMany => write!(f, "this process has too many shared caches open"),
             Error::Io(path, error) => write!(f, "{}: {error}", quoted(path)),
         }
     }

@@ -17,7 +17,9 @@ use super::{order, Counter, Service};
 use std::sync::atomic::{compiler_fence, fence, AtomicU64, Ordering::Relaxed, Ordering::Release, Ordering::SeqCst};
 
 /// Live records are moved out of the way if at least this part of the ring is dead.
-const DEAD_PART: u64 = 8;
+const DEAD_PART: usize = 8;
+/// They are from when less than this part of it is free. A whole round of moving is done before that is used up.
+const EARLY_PART: usize = 16;
 /// The most records moved for one that comes.
 const MOST_MOVES: usize = 2048;
 /// Words moved for each word that comes; with one in eight dead, seven are.
@@ -415,6 +417,7 @@ impl<'a> Writer<'a> {
     }
 
     /// Makes the next `words` at the tail free, and as many again as the longest record has, so that one can be moved.
+    /// Begins to move early, so that it comes to what is dead before anything has to be evicted.
     fn make_room(
         &mut self,
         words: usize,
@@ -431,8 +434,12 @@ impl<'a> Writer<'a> {
             let (head, tail) = (self.store.load(HEAD)?, self.store.load(TAIL)?);
             let used = tail.checked_sub(head).ok_or(Broken)?;
             let free = (ring as u64).checked_sub(used).ok_or(Broken)? as usize;
+            let dead = used.checked_sub(self.store.load(LIVE)?).ok_or(Broken)? as usize;
             let filler = self.filler(words)?;
-            if free >= words + filler + LONGEST_WORDS {
+            let needed = words + filler + LONGEST_WORDS;
+            let enough = free >= needed;
+            let much_dead = dead > ring / DEAD_PART;
+            if enough && (!much_dead || free >= needed + ring / EARLY_PART) {
                 return self.skip(filler);
             }
             let at = self.store.index(head);
@@ -447,30 +454,30 @@ impl<'a> Writer<'a> {
                 continue;
             }
             let record = self.store.record(at)?;
-            let dead = used.checked_sub(self.store.load(LIVE)?).ok_or(Broken)?;
-            if record.expiry() >= now {
-                let pays = dead > ring as u64 / DEAD_PART && moves > 0 && moved_words >= length;
-                if pays && free >= length + self.filler(length)? {
-                    moves -= 1;
-                    moved_words -= length;
-                    self.move_to_tail(&record)?;
+            let has_expired = record.expiry() < now;
+            let movable = moves > 0 && moved_words >= length && free >= length + self.filler(length)?;
+            if much_dead && movable && (enough || !has_expired) {
+                moves -= 1;
+                moved_words -= length;
+                self.move_to_tail(&record)?;
+                continue;
+            }
+            if enough {
+                return self.skip(filler);
+            }
+            if !has_expired && expired > 0 {
+                expired -= 1;
+                if self.pop(row, now, Counter::Expired, out)? {
+                    left.push((std::mem::take(out), Departure::Evicted));
                     continue;
                 }
-                if expired > 0 {
-                    expired -= 1;
-                    if self.pop(row, now, Counter::Expired, out)? {
-                        left.push((std::mem::take(out), Departure::Evicted));
-                        continue;
-                    }
-                    expired = 0;
-                }
+                expired = 0;
             }
-            let why = if record.expiry() < now { Counter::Expired } else { Counter::Evicted };
             if self.row_of(&record) == row {
                 self.store.copy(&record, out)?;
                 left.push((std::mem::take(out), Departure::Evicted));
             }
-            self.remove_record(&record, why)?;
+            self.remove_record(&record, if has_expired { Counter::Expired } else { Counter::Evicted })?;
         }
         Err(Broken)
     }

@@ -1,0 +1,189 @@
+//! `reprise cache`: the caches in shared memory. What they hold is counted and never shown.
+
+use crate::status::{age, aligned};
+use crate::{say, wrong_use, Done, Failure};
+use reprise::board::now;
+use reprise::cache::shm::{self, Area, Error, Info, COUNTERS};
+use reprise::cache::Place;
+use std::fmt::Write;
+
+/// List, show, empty or remove the caches in shared memory
+#[derive(clap::Subcommand)]
+#[command(after_help = "\
+Examples:
+  reprise cache ls
+  reprise cache show web
+  reprise cache flush web     # every session ends, the programs go on
+  reprise cache rm web        # programs that use it go on with it until they end
+
+NAME is as in shm:NAME, also an absolute path. Exit code: 0 if it was done, 1 if not, 2 for a wrong command line.")]
+pub enum Command {
+    /// List them: name, size, how full, sessions
+    Ls {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one with its services and counters
+    Show {
+        name: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove every session from one
+    Flush { name: String },
+    /// Remove one
+    Rm { name: String },
+}
+
+/// Makes sure that a program will find its cache, so that errors are said before it starts.
+pub fn prepare(url: &str) -> Result<(), Failure> {
+    let place: Place = url.parse().map_err(|error| wrong_use(format!("REPRISE_CACHE={url:?}: {error}")))?;
+    match place {
+        Place::Memory => Ok(()),
+        Place::Shm(spec) => Area::open(&spec).map(drop).map_err(|error| wrong_use(error.to_string())),
+    }
+}
+
+/// How many sessions the cache of a label as `shm:web` holds; `None` if it is another one, or cannot be read.
+pub fn sessions(label: &str) -> Option<u64> {
+    Some(Area::find(label.strip_prefix("shm:")?).ok()?.info().sessions)
+}
+
+pub fn run(command: &Command) -> Done {
+    let failed = |error: Error| Failure(1, error.to_string());
+    match command {
+        Command::Ls { json } => {
+            let mut all = Vec::new();
+            for name in shm::list().map_err(failed)? {
+                match Area::find(&name) {
+                    Ok(area) => all.push(area.info()),
+                    // Others have files there too; one that is gone by now is none.
+                    Err(Error::NoCache(_) | Error::Missing(_)) => {}
+                    Err(error) => eprintln!("reprise: {error}"),
+                }
+            }
+            let objects: Vec<_> = all.iter().map(object).collect();
+            say(&if *json {
+                serde_json::json!({ "version": 1, "caches": objects }).to_string() + "\n"
+            } else {
+                list(&all)
+            });
+        }
+        Command::Show { name, json } => {
+            let info = Area::find(name).map_err(failed)?.info();
+            say(&if *json { object(&info).to_string() + "\n" } else { show(&info) });
+        }
+        Command::Flush { name } => {
+            let flushed = Area::find(name).map_err(failed)?.flush();
+            let flushed = flushed.ok_or_else(|| Failure(1, format!("the shared cache {name} is busy: try again")))?;
+            say(&format!("{flushed} sessions removed from {name}.\n"));
+        }
+        Command::Rm { name } => shm::remove(name).map_err(failed)?,
+    }
+    Ok(0)
+}
+
+fn percent(info: &Info) -> f64 {
+    info.used as f64 * 100.0 / info.room.max(1) as f64
+}
+
+/// Bytes as a person reads them.
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["", "K", "M", "G"];
+    let steps = (0..3).take_while(|step| bytes >> (10 * (step + 1)) > 0).count();
+    let shown = bytes as f64 / f64::from(1u32 << (10 * steps));
+    if shown.fract() == 0.0 {
+        format!("{shown}{}", UNITS[steps])
+    } else {
+        format!("{shown:.1}{}", UNITS[steps])
+    }
+}
+
+fn since(created: i64) -> String {
+    age(now().saturating_sub(created.max(0) as u64))
+}
+
+fn list(all: &[Info]) -> String {
+    if all.is_empty() {
+        return "There is no cache in shared memory. `reprise run --cache shm:NAME -- CMD` makes one.\n".into();
+    }
+    let titles = ["NAME", "SIZE", "FULL", "AGE", "SESSIONS", "EVICTED"].map(String::from);
+    let row = |info: &Info| {
+        let numbers =
+            [size(info.size), format!("{:.0}%", percent(info)), since(info.created), info.sessions.to_string()];
+        let evicted = info.count(shm::Counter::Evicted).to_string();
+        std::iter::once(info.name.clone()).chain(numbers).chain([evicted]).collect::<Vec<_>>()
+    };
+    aligned(&std::iter::once(titles.to_vec()).chain(all.iter().map(row)).collect::<Vec<_>>(), &[0])
+}
+
+/// A service by its hash: it tells contexts apart and says nothing of them.
+fn service(identity: [u64; 2]) -> String {
+    format!("{:016x}{:016x}", identity[0], identity[1])
+}
+
+fn show(info: &Info) -> String {
+    let mut text = String::new();
+    let _ = writeln!(text, "{}: {}", info.name, info.path.display());
+    let _ = writeln!(text, "size      {}, {:.0}% full", size(info.size), percent(info));
+    let _ = writeln!(text, "age       {}", since(info.created));
+    let kept = if info.keep { "stays when nobody uses it" } else { "goes with its last user" };
+    let _ = writeln!(text, "keep      {kept}");
+    let _ = writeln!(text, "sessions  {}", info.sessions);
+    for (name, value) in COUNTERS.iter().zip(info.counters) {
+        let _ = writeln!(text, "{name:<10}{value}");
+    }
+    if !info.services.is_empty() {
+        let titles = ["SERVICE", "SESSIONS", "BYTES", "SOONEST EXPIRY"].map(String::from).to_vec();
+        let rows = info.services.iter().map(|row| {
+            let left = row.soonest_expiry.saturating_sub(now() as i64);
+            let expiry = if left < 0 { "expired".into() } else { format!("in {}", age(left as u64)) };
+            vec![service(row.identity), row.sessions.to_string(), size(row.bytes), expiry]
+        });
+        text.push('\n');
+        text.push_str(&aligned(&std::iter::once(titles).chain(rows).collect::<Vec<_>>(), &[0]));
+    }
+    text
+}
+
+fn object(info: &Info) -> serde_json::Value {
+    let counters: serde_json::Map<_, _> =
+        COUNTERS.iter().zip(info.counters).map(|(name, value)| (name.to_string(), value.into())).collect();
+    let services: Vec<_> = info
+        .services
+        .iter()
+        .map(|row| {
+            serde_json::json!({
+                "service": service(row.identity),
+                "sessions": row.sessions,
+                "bytes": row.bytes,
+                "soonest_expiry": row.soonest_expiry,
+            })
+        })
+        .collect();
+    serde_json::json!({
+        "name": info.name,
+        "path": info.path,
+        "size": info.size,
+        "used": info.used,
+        "room": info.room,
+        "keep": info.keep,
+        "created": info.created,
+        "sessions": info.sessions,
+        "counters": counters,
+        "services": services,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_as_a_person_reads_them() {
+        let cases = [(0, "0"), (1023, "1023"), (64 << 20, "64M"), (1536, "1.5K"), (3 << 30, "3G")];
+        cases.iter().for_each(|&(bytes, text)| assert_eq!(size(bytes), text));
+    }
+}

@@ -1,0 +1,144 @@
+//! `reprise run`: checks the configuration, puts the library in front of libssl and becomes the program.
+
+use crate::{cache, elf, wrong_use, Done, Failure};
+use reprise::config::Config;
+use std::collections::BTreeMap;
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::io::ErrorKind;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Run a program with its TLS sessions kept by Reprise
+///
+/// The program and all that it starts get the library in front of libssl (LD_PRELOAD). What is not given here is
+/// taken from the environment (REPRISE_CACHE, REPRISE_SEMANTICS, ...); the semantics are `stock` unless either says
+/// otherwise. `reprise doctor CMD` tells whether it works for a program, `reprise status` shows what happens.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  reprise run -- nginx -g 'daemon off;'
+  reprise run --cache 'shm:web?size=64M' -- nginx      # one cache for all worker processes
+  reprise run --semantics documented -- python3 server.py
+
+Exit code: the program's; 2 if nothing was started because an option or variable is wrong, 126 if the program cannot be
+executed, 127 if it is not found.")]
+pub struct Args {
+    /// Where the sessions are kept: memory:, shm:NAME?size=64M, redis://HOST
+    #[arg(long, value_name = "URL")]
+    cache: Option<String>,
+    /// What the manual pages promise, or what the loaded libssl does [default: stock]
+    #[arg(long, value_parser = ["documented", "stock"])]
+    semantics: Option<String>,
+    /// Let tickets refer to the cache, or leave them as the program has them
+    #[arg(long, value_parser = ["stateful", "as-is"])]
+    tickets: Option<String>,
+    /// Whether sessions of connections closed without close_notify stay usable
+    #[arg(long, value_parser = ["keep", "drop"])]
+    unclean: Option<String>,
+    /// What is said on stderr
+    #[arg(long, value_name = "LEVEL", value_parser = ["error", "off"])]
+    log: Option<String>,
+    /// The library, where it is not found by itself [env: REPRISE_LIBRARY]
+    #[arg(long, value_name = "FILE")]
+    library: Option<PathBuf>,
+    /// The program and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+pub fn run(args: &Args) -> Done {
+    let variables = variables(args);
+    let value = |name: &str| match variables.get(name) {
+        Some(value) => Some(OsString::from(value)),
+        None => env::var_os(name),
+    };
+    // The library itself would say it and go on with a default; here is a person who can mend it.
+    if let Some(complaint) = Config::from(value).complaints.into_iter().next() {
+        return Err(wrong_use(complaint));
+    }
+    if let Some(url) = value("REPRISE_CACHE").filter(|url| !url.is_empty()) {
+        cache::prepare(&url.to_string_lossy())?;
+    }
+    let library = library(args.library.as_deref())?;
+    let (program, arguments) = args.command.split_first().ok_or_else(|| wrong_use("no program is named"))?;
+    let mut command = Command::new(program);
+    command.args(arguments).envs(&variables).env("LD_PRELOAD", preload(&library, env::var_os("LD_PRELOAD")));
+    let error = command.exec();
+    let code = if error.kind() == ErrorKind::NotFound { 127 } else { 126 };
+    Err(Failure(code, format!("{}: {error}", program.to_string_lossy())))
+}
+
+/// What the program finds in its environment beside what is there.
+fn variables(args: &Args) -> BTreeMap<&'static str, String> {
+    let options = [
+        ("REPRISE_CACHE", &args.cache),
+        ("REPRISE_SEMANTICS", &args.semantics),
+        ("REPRISE_TICKETS", &args.tickets),
+        ("REPRISE_UNCLEAN", &args.unclean),
+        ("REPRISE_LOG", &args.log),
+    ];
+    let mut variables: BTreeMap<_, _> =
+        options.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))).collect();
+    // These programs were written against what libssl does.
+    if env::var_os("REPRISE_SEMANTICS").is_none_or(|value| value.is_empty()) {
+        variables.entry("REPRISE_SEMANTICS").or_insert_with(|| "stock".into());
+    }
+    variables
+}
+
+/// Ours first, then what was to be preloaded anyway.
+fn preload(library: &Path, others: Option<OsString>) -> OsString {
+    let mut preload = library.as_os_str().to_owned();
+    let others = others.unwrap_or_default();
+    for other in others.to_string_lossy().split([':', ' ']).filter(|other| !other.is_empty()) {
+        if Path::new(other) != library {
+            preload.push(":");
+            preload.push(other);
+        }
+    }
+    preload
+}
+
+/// The library as it is to be preloaded: an absolute path.
+pub fn library(named: Option<&Path>) -> Result<PathBuf, Failure> {
+    let named = named
+        .map(Path::to_owned)
+        .or_else(|| env::var_os("REPRISE_LIBRARY").filter(|path| !path.is_empty()).map(PathBuf::from));
+    let path = match named {
+        Some(path) => path,
+        None => beside_us().ok_or_else(|| {
+            wrong_use("libreprise.so.0 is not found beside this command: name it with --library or REPRISE_LIBRARY")
+        })?,
+    };
+    let path = path.canonicalize().map_err(|error| wrong_use(format!("library {}: {error}", path.display())))?;
+    if !elf::Elf::read(&path).is_ok_and(|elf| elf.exports("reprise_version")) {
+        return Err(wrong_use(format!("{} is not the library of Reprise", path.display())));
+    }
+    if path.to_string_lossy().contains([':', ' ']) {
+        return Err(wrong_use(format!("{} cannot be preloaded: its path has a colon or a blank", path.display())));
+    }
+    Ok(path)
+}
+
+/// As installed (bin/ and lib/ are neighbours), or as built (both in one folder).
+fn beside_us() -> Option<PathBuf> {
+    let folder = env::current_exe().ok()?.canonicalize().ok()?.parent()?.to_owned();
+    let folder = folder.to_str()?;
+    let folder = glob::Pattern::escape(folder);
+    ["/libreprise.so.0", "/libreprise.so", "/../lib*/libreprise.so.0", "/../lib/*/libreprise.so.0"]
+        .iter()
+        .flat_map(|place| glob::glob(&format!("{folder}{place}")).into_iter().flatten().flatten())
+        .next()
+}
+
+/// Where a program is that a shell would start by this name.
+pub fn find_program(name: &OsStr) -> Option<PathBuf> {
+    if name.to_string_lossy().contains('/') {
+        let path = PathBuf::from(name);
+        return path.is_file().then_some(path);
+    }
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path).map(|folder| folder.join(name)).find(|path| path.is_file())
+}

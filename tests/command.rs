@@ -1,0 +1,552 @@
+//! The `reprise` command on real programs: it starts them, shows what they counted, also of processes that were forked,
+//! dropped their rights or were killed, and judges programs of every kind.
+
+mod common;
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{free_port, libreprise, openssl, program, reconnect, repository, run, text, Sandbox, Server, Stats};
+use reprise::cache::{shm, Collision, Inserted, Key};
+use serde_json::Value;
+
+/// The command with none of our variables but the library under test.
+fn reprise(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_reprise"));
+    for name in ["LD_PRELOAD", "REPRISE_CACHE", "REPRISE_SEMANTICS", "REPRISE_LOG", "REPRISE_STATS", "REPRISE_STATUS"] {
+        command.env_remove(name);
+    }
+    command.env("REPRISE_LIBRARY", libreprise()).args(args);
+    command
+}
+
+/// What the command said, and its exit code.
+fn ask(args: &[&str]) -> (i32, String, String) {
+    answer(run(&mut reprise(args)))
+}
+
+fn answer(output: Output) -> (i32, String, String) {
+    (output.status.code().expect("it was not killed"), text(&output.stdout), text(&output.stderr))
+}
+
+/// `status --json` of one program, named by the id of its first process.
+fn status(process: u32) -> Option<Value> {
+    let (code, out, err) = ask(&["status", &process.to_string(), "--json"]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    let all: Value = serde_json::from_str(&out).unwrap();
+    let programs = all["programs"].as_array().unwrap();
+    assert!(programs.len() <= 1, "{out}");
+    programs.first().cloned()
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or_else(|| panic!("{value} is no number"))
+}
+
+/// The boards that a process made.
+fn boards(process: u32) -> Vec<PathBuf> {
+    let is_its = |path: &PathBuf| {
+        path.file_name()
+            .unwrap()
+            .to_string_lossy()
+            .strip_prefix("reprise-status-")
+            .is_some_and(|rest| rest.split('-').nth(1) == Some(&process.to_string()))
+    };
+    fs::read_dir("/dev/shm").unwrap().map(|entry| entry.unwrap().path()).filter(is_its).collect()
+}
+
+fn s_server(sandbox: &Sandbox, port: u16) -> Vec<String> {
+    let (cert, key) = sandbox.certificate();
+    let openssl = openssl();
+    let accept = format!("127.0.0.1:{port}");
+    let words = [openssl.to_str().unwrap(), "s_server", "-www", "-no_ticket", "-tls1_2", "-accept", &accept];
+    let files = ["-cert", cert.to_str().unwrap(), "-key", key.to_str().unwrap()];
+    words.iter().chain(&files).map(ToString::to_string).collect()
+}
+
+const TLS12: &[&str] = &["-tls1_2", "-no_ticket", "-n", "20"];
+
+// ---- run ------------------------------------------------------------------------------------------------------
+
+#[test]
+fn run_takes_over_and_status_shows_it() {
+    let sandbox = Sandbox::new();
+    let port = free_port();
+    let server = Server::start(reprise(&["run", "--"]).args(s_server(&sandbox, port)), &sandbox, port);
+    assert_eq!(reconnect(port, TLS12).resumed, 20);
+    let seen = status(server.id()).expect("it is on the board");
+    // s_server makes a second context for SNI.
+    let busy = seen["contexts"].as_array().unwrap().iter().find(|context| context["figures"]["hits"] != 0).unwrap();
+    assert_eq!(busy["program"], "openssl");
+    assert_eq!(busy["pid"], server.id());
+    assert_eq!(busy["semantics"], "stock", "what `run` asks for");
+    assert_eq!(busy["cache"], "memory");
+    assert_eq!(busy["figures"]["hits"], 20);
+    assert_eq!(busy["figures"]["sessions"], 1);
+    assert!(busy["libssl"].as_str().unwrap().starts_with("OpenSSL "), "{busy}");
+
+    let pid = server.id().to_string();
+    let (code, table, _) = ask(&["status", &pid]);
+    let line = table.lines().find(|line| line.contains(" 20 ")).unwrap_or_else(|| panic!("{table}"));
+    assert!(code == 0 && line.starts_with("openssl"), "{table}");
+    let (code, metrics, _) = ask(&["status", &pid, "--prometheus"]);
+    let wanted = format!("reprise_hits_total{{program=\"openssl\",pid=\"{pid}\",");
+    let line = metrics.lines().find(|line| line.starts_with(&wanted) && line.ends_with(" 20"));
+    assert!(code == 0 && line.is_some(), "{metrics}");
+    assert_eq!(metrics.matches("# TYPE reprise_hits_total counter\n").count(), 1);
+
+    let (code, said, _) = ask(&["doctor", &pid]);
+    assert!(code == 0 && said.contains("Reprise has taken it over") && said.contains("LD_PRELOAD"), "{said}");
+    server.stop(libc::SIGTERM);
+}
+
+/// Ours comes first, what was to be preloaded stays, options win over the environment.
+#[test]
+fn run_sets_the_environment() {
+    let print = ["sh", "-c", "echo $LD_PRELOAD $REPRISE_SEMANTICS $REPRISE_TICKETS"];
+    let ours = libreprise().canonicalize().unwrap();
+    let ours = ours.to_str().unwrap();
+    let other = Path::new("/lib/x86_64-linux-gnu/libm.so.6");
+    let other = if other.exists() { other.to_str().unwrap().to_owned() } else { ours.to_owned() };
+    let said = |command: &mut Command| answer(run(command)).1;
+    assert_eq!(said(reprise(&["run", "--"]).args(print)), format!("{ours} stock\n"));
+    let both = format!("{other}:{ours}");
+    let expected = if other == ours { ours.to_owned() } else { format!("{ours}:{other}") };
+    assert_eq!(said(reprise(&["run"]).args(print).env("LD_PRELOAD", both)), format!("{expected} stock\n"));
+    let documented = said(reprise(&["run", "--tickets", "as-is"]).args(print).env("REPRISE_SEMANTICS", "documented"));
+    assert_eq!(documented, format!("{ours} documented as-is\n"));
+    let option = reprise(&["run", "--semantics=stock"]).args(print).env("REPRISE_SEMANTICS", "documented").output();
+    assert_eq!(answer(option.unwrap()).1, format!("{ours} stock\n"));
+}
+
+#[test]
+fn run_ends_as_the_program_or_as_a_shell_would() {
+    let sandbox = Sandbox::new();
+    assert_eq!(ask(&["run", "--", "sh", "-c", "exit 7"]).0, 7);
+    let (code, _, said) = ask(&["run", "--", "no-such-program"]);
+    assert!(code == 127 && said.contains("no-such-program"), "{said}");
+    let plain = sandbox.file("plain");
+    fs::write(&plain, "no program").unwrap();
+    let (code, _, said) = ask(&["run", plain.to_str().unwrap()]);
+    assert!(code == 126 && said.contains("Permission denied"), "{said}");
+}
+
+/// Nothing starts, and a sentence says why.
+#[test]
+fn wrong_use_is_refused() {
+    let sandbox = Sandbox::new();
+    let marker = sandbox.file("started");
+    let touch = marker.to_str().unwrap();
+    let library = sandbox.file("lib");
+    fs::write(&library, "not a library").unwrap();
+    let wrong: [(&[&str], &str); 7] = [
+        (&["run"], "CMD"),
+        (&["run", "--semantics", "loud", "touch", touch], "documented, stock"),
+        (&["run", "--cache", "nonsense:x", "touch", touch], "REPRISE_CACHE=\"nonsense:x\""),
+        (&["run", "--library", "/missing.so", "touch", touch], "/missing.so"),
+        (&["run", "--library", library.to_str().unwrap(), "touch", touch], "not the library of Reprise"),
+        (&["status", "--json", "--prometheus"], "cannot be used with"),
+        (&["doctor", "no-such-program"], "no such program"),
+    ];
+    for (args, sentence) in wrong {
+        let (code, out, said) = ask(args);
+        assert_eq!((code, out.as_str()), (2, ""), "{args:?}: {said}");
+        assert!(said.contains(sentence), "{args:?}: {said}");
+    }
+    let (code, _, said) = answer(run(reprise(&["run", "touch", touch]).env("REPRISE_LOG", "shout")));
+    assert!(code == 2 && said.contains("REPRISE_LOG=\"shout\" is unknown"), "{said}");
+    assert!(!marker.exists());
+}
+
+// ---- status: what real servers counted --------------------------------------------------------------------------
+
+/// Four workers that have dropped root's rights count on rows of their own; the sums are what the counters of
+/// REPRISE_STATS say, also after a reload, when the first workers are gone.
+#[test]
+fn nginx_workers_are_seen_and_counted_once() {
+    let sandbox = Sandbox::new();
+    sandbox.certificate();
+    let port = free_port();
+    let stats = sandbox.file("stats");
+    let conf = sandbox.file("nginx.conf");
+    let template = fs::read_to_string(repository("tests/programs/nginx.conf")).unwrap();
+    let filled = template.replace("@WORKERS@", "4").replace("@PORT@", &port.to_string());
+    fs::write(&conf, filled.replace("@PROTOCOL@", "TLSv1.2").replace("@CACHE@", "builtin:1000")).unwrap();
+    let mut command = reprise(&["run", "--"]);
+    command.arg(program("nginx", "nginx")).arg("-p").arg(sandbox.path()).arg("-c").arg(&conf).args(["-e", "error.log"]);
+    let server = Server::start(command.env("REPRISE_STATS", &stats), &sandbox, port);
+    let visit = || reconnect(port, &["-tls1_2", "-no_ticket", "-n", "100"]);
+    let agree = |visits: u64| {
+        let stats = Stats::read(&stats);
+        let seen = status(server.id()).expect("it is on the board");
+        let sums = &seen["sums"]["counters"];
+        for name in ["stored", "hits", "misses", "negotiated", "removed", "evicted"] {
+            assert_eq!(number(&sums[name]), stats[name], "{name}: {seen:#}, {stats:?}");
+        }
+        let lookups = number(&sums["hits"]) + number(&sums["misses"]);
+        assert!(lookups >= 100 * visits, "{sums}");
+        seen
+    };
+    visit();
+    let seen = agree(1);
+    let rows = seen["contexts"].as_array().unwrap();
+    let busy = rows.iter().filter(|row| row["pid"] != server.id() && row["figures"]["misses"] != 0).count();
+    assert_eq!(busy, 4, "{seen:#}");
+    let user = fs::metadata(format!("/proc/{}", server.id())).unwrap();
+    if std::os::unix::fs::MetadataExt::uid(&user) == 0 {
+        let worker = number(&rows.iter().find(|row| row["pid"] != server.id()).unwrap()["pid"]);
+        let status = fs::read_to_string(format!("/proc/{worker}/status")).unwrap();
+        assert!(!status.contains("Uid:\t0"), "{status}");
+    }
+    server.signal(libc::SIGHUP);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let gone = |row: &Value| !Path::new(&format!("/proc/{}", row["pid"])).exists() || row["pid"] == server.id();
+    while !rows.iter().all(gone) {
+        assert!(Instant::now() < deadline, "the first workers stay");
+        thread::sleep(Duration::from_millis(20));
+    }
+    visit();
+    let seen = agree(2);
+    assert!(number(&seen["ended"]["misses"]) > 0, "{seen:#}");
+    let process = server.id();
+    assert_eq!(boards(process).len(), 1);
+    assert!(server.stop(libc::SIGQUIT).success());
+    assert_eq!(boards(process), Vec::<PathBuf>::new(), "the last process removes the board");
+}
+
+/// On a terminal it is drawn until q is pressed, and the terminal is given back as it was; elsewhere it is printed
+/// until somebody has enough.
+#[test]
+fn watch_shows_and_ends() {
+    let sandbox = Sandbox::new();
+    let (child, _) = Handshakes::start(reprise(&["run", "--"]), &sandbox, ["0", "7", "0"]);
+    let pid = child.0.id().to_string();
+    let script = "import os, pty, sys, time\n\
+                  process, terminal = pty.fork()\n\
+                  if process == 0: os.execv(sys.argv[1], sys.argv[1:])\n\
+                  seen = b''\n\
+                  while b'q ends' not in seen: seen += os.read(terminal, 65536)\n\
+                  os.write(terminal, b'q')\n\
+                  try:\n\
+                  \x20   while True: seen += os.read(terminal, 65536)\n\
+                  except OSError: pass\n\
+                  sys.stdout.buffer.write(seen); sys.exit(os.waitpid(process, 0)[1])";
+    let mut terminal = Command::new(program("python3", "python3"));
+    terminal.args(["-c", script, env!("CARGO_BIN_EXE_reprise"), "status", &pid, "--watch"]);
+    let (code, seen, said) = answer(run(&mut terminal));
+    assert_eq!((code, said.as_str()), (0, ""), "{seen:?}");
+    assert!(seen.contains("PROGRAM") && seen.contains(&pid), "{seen:?}");
+    assert!(seen.starts_with("\x1b[?1049h") && seen.ends_with("\x1b[?25h\x1b[?1049l"), "{seen:?}");
+
+    let mut lines = reprise(&["status", &pid, "--watch"]).stdout(Stdio::piped()).spawn().unwrap();
+    let printed = BufReader::new(lines.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert_eq!(printed.filter(|line| line.contains(&pid)).take(2).count(), 2);
+    assert_eq!(lines.wait().unwrap().code(), Some(0), "nobody reads any more");
+    child.end();
+}
+
+struct Handshakes(Child);
+
+impl Handshakes {
+    /// Runs tests/programs/handshakes.py; the statistics that its first child printed.
+    fn start(mut command: Command, sandbox: &Sandbox, args: [&str; 3]) -> (Handshakes, Value) {
+        sandbox.certificate();
+        // Python itself: what pyenv puts before it is a shell script.
+        command.arg("/usr/bin/python3").arg(repository("tests/programs/handshakes.py")).args(args);
+        let child = command.current_dir(sandbox.path()).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut child = Handshakes(child.unwrap());
+        let lines: Vec<String> = BufReader::new(child.0.stdout.take().unwrap())
+            .lines()
+            .map(Result::unwrap)
+            .take_while(|line| line != "done")
+            .collect();
+        let statistics = lines.first().map_or(Value::Null, |line| serde_json::from_str(line).unwrap());
+        (child, statistics)
+    }
+
+    fn end(mut self) -> u32 {
+        drop(self.0.stdin.take());
+        assert!(self.0.wait().unwrap().success());
+        self.0.id()
+    }
+}
+
+impl Drop for Handshakes {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// In a child SSL_CTX_sess_hits and its like go on from the parent's numbers; on the board nothing is counted twice.
+/// More children come than a board has rows, and none leaves its row by itself.
+#[test]
+fn forked_children_count_on_rows_of_their_own() {
+    let sandbox = Sandbox::new();
+    let (child, statistics) = Handshakes::start(reprise(&["run", "--"]), &sandbox, ["1100", "10", "3"]);
+    let seen = status(child.0.id()).expect("it is on the board");
+    assert_eq!(statistics["hits"], 13, "{statistics}");
+    assert_eq!(statistics["misses"], 1, "{statistics}");
+    assert_eq!(seen["sums"]["counters"]["hits"], 10 + 3 * 1100, "{}", seen["sums"]);
+    let own = seen["contexts"].as_array().unwrap().iter().find(|row| row["figures"]["hits"] == 10).unwrap();
+    assert_eq!(own["figures"]["sessions"], 1);
+    assert_eq!(boards(child.end()), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn killed_programs_leave_nothing_for_long() {
+    let sandbox = Sandbox::new();
+    let start = |args: [&str; 3]| Handshakes::start(reprise(&["run", "--"]), &sandbox, args).0;
+    let mut killed = [start(["0", "1", "0"]), start(["0", "1", "0"])].map(|mut child| {
+        child.0.kill().unwrap();
+        child.0.wait().unwrap();
+        child.0.id()
+    });
+    // The next program of this user removes them, if none did meanwhile.
+    let next = start(["0", "1", "0"]);
+    assert!(killed.iter().all(|&process| boards(process).is_empty()));
+    killed[0] = next.0.id();
+    drop(next);
+    // And so does the command.
+    assert_eq!(status(killed[0]), None);
+    assert_eq!(boards(killed[0]).len(), 0);
+}
+
+#[test]
+fn status_can_be_switched_off() {
+    let sandbox = Sandbox::new();
+    let mut command = reprise(&["run", "--"]);
+    command.env("REPRISE_STATUS", "off");
+    let (child, _) = Handshakes::start(command, &sandbox, ["1", "5", "1"]);
+    assert_eq!(status(child.0.id()), None);
+    assert_eq!(boards(child.end()), Vec::<PathBuf>::new());
+    // A program without TLS makes none.
+    let mut sleeper = reprise(&["run", "--", "sleep", "30"]).spawn().unwrap();
+    thread::sleep(Duration::from_millis(100));
+    let made = boards(sleeper.id());
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+    assert_eq!(made, Vec::<PathBuf>::new());
+}
+
+/// No room for the board, or a limit that would end the process with a signal: statistics are right, nothing is said.
+#[test]
+fn a_board_that_cannot_be_made_hurts_nobody() {
+    let sandbox = Sandbox::new();
+    let wrap = |script: &str| {
+        let mut command = Command::new("sh");
+        let reprise = reprise(&[]);
+        for (name, value) in reprise.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command.arg("-c").arg(format!("{script} exec {} run -- \"$@\"", env!("CARGO_BIN_EXE_reprise"))).arg("sh");
+        command
+    };
+    // Python ignores SIGXFSZ; this one would die of it.
+    let output = run(wrap("ulimit -f 1;").arg(openssl()).args(["s_client", "-connect", "127.0.0.1:1"]));
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let mut sides = vec![wrap("ulimit -f 1;")];
+    let can_mount = run(Command::new("unshare").args(["-m", "true"])).status.success();
+    if can_mount {
+        for kilobytes in [0, 4, 8, 12, 40, 48, 64] {
+            let mut command = Command::new("unshare");
+            let size = if kilobytes == 0 { "ro".into() } else { format!("size={kilobytes}k") };
+            let inner = wrap(&format!("mount -t tmpfs -o {size} none /dev/shm || exit 9;"));
+            command.arg("-m").arg("sh").args(inner.get_args());
+            inner.get_envs().for_each(|(name, value)| match value {
+                Some(value) => drop(command.env(name, value)),
+                None => drop(command.env_remove(name)),
+            });
+            sides.push(command);
+        }
+    } else {
+        eprintln!("not run: a full /dev/shm, which needs the right to mount");
+    }
+    for command in sides {
+        let what = format!("{command:?}");
+        let (child, statistics) = Handshakes::start(command, &sandbox, ["2", "10", "3"]);
+        assert_eq!(statistics["hits"], 13, "{what}: {statistics}");
+        child.end();
+    }
+}
+
+/// A board of another version is named, not guessed at.
+#[test]
+fn a_board_of_another_version_is_refused_in_words() {
+    let sandbox = Sandbox::new();
+    let (child, _) = Handshakes::start(reprise(&["run", "--"]), &sandbox, ["0", "1", "0"]);
+    let board = boards(child.0.id()).pop().unwrap();
+    let mut bytes = fs::read(&board).unwrap();
+    bytes[8] = 99; // the layout follows the magic
+    let copy = Path::new("/dev/shm").join(format!("reprise-status-0-{}-1", std::process::id()));
+    fs::write(&copy, bytes).unwrap();
+    let (code, _, said) = ask(&["status"]);
+    fs::remove_file(&copy).unwrap();
+    assert!(code == 0 && said.contains("another version of Reprise (layout 99"), "{said}");
+    child.end();
+}
+
+// ---- doctor -----------------------------------------------------------------------------------------------------
+
+/// The exit code and that all of `words` are said.
+#[track_caller]
+fn doctor(program: &str, code: i32, words: &[&str]) {
+    let (seen, said, _) = ask(&["doctor", program]);
+    assert_eq!(seen, code, "{program}: {said}");
+    for word in words {
+        assert!(said.contains(word), "{program}: {word:?} is not in: {said}");
+    }
+}
+
+#[test]
+fn doctor_knows_programs_that_are_served() {
+    doctor(program("nginx", "nginx").to_str().unwrap(), 0, &["It loads libssl.so.", "OpenSSL ", "takes it over"]);
+    doctor("curl", 0, &["through libcurl"]);
+    doctor("/usr/bin/python3", 0, &["later, with", "_ssl"]);
+    let sandbox = Sandbox::new();
+    let script = sandbox.file("server");
+    fs::write(&script, "#!/usr/bin/env -S curl --config\n").unwrap();
+    doctor(script.to_str().unwrap(), 0, &["is a script for", "curl"]);
+}
+
+#[test]
+fn doctor_knows_programs_that_are_not() {
+    let sandbox = Sandbox::new();
+    let compile = |name: &str, source: &str, args: &[&str]| {
+        let (file, out) = (sandbox.file(&format!("{name}.c")), sandbox.file(name));
+        fs::write(&file, source).unwrap();
+        let mut cc = common::compiler("CC", "cc", "gcc libc6-dev");
+        common::succeed(cc.args(args).arg(&file).arg("-o").arg(&out));
+        out.to_str().unwrap().to_owned()
+    };
+    let plain = "int main(void) { return 0; }";
+    doctor(&compile("static", plain, &["-static"]), 1, &["statically linked"]);
+    doctor(&compile("plain", plain, &[]), 1, &["does not load libssl"]);
+    // As Node.js does: libssl inside, its functions exported.
+    let inside = "const char text[] = \"OpenSSL 3.5.7 9 Jun 2026\"; void *SSL_CTX_new(void *m) { return m; } \
+                  int main(void) { return text[0] == 0; }";
+    doctor(&compile("exports", inside, &["-rdynamic"]), 1, &["OpenSSL 3.5.7 9 Jun 2026", "its own copy"]);
+    doctor(&compile("hidden", inside, &[]), 1, &["OpenSSL 3.5.7 9 Jun 2026 inside"]);
+    doctor("sh", 1, &["A shell does no TLS itself"]);
+    let script = sandbox.file("script.sh");
+    fs::write(&script, "#!/bin/sh\ncurl\n").unwrap();
+    doctor(script.to_str().unwrap(), 1, &["is a script for", "reaches the programs that it starts"]);
+    fs::write(&script, "plain text").unwrap();
+    doctor(script.to_str().unwrap(), 1, &["neither an ELF program"]);
+    fs::write(&script, b"\x7fELF and nothing more").unwrap();
+    doctor(script.to_str().unwrap(), 1, &["damaged"]);
+    let gone = sandbox.file("gone");
+    fs::write(&script, format!("#!{}\n", gone.display())).unwrap();
+    doctor(script.to_str().unwrap(), 1, &["interpreter is not found"]);
+    if let Ok(node) = fs::canonicalize("/usr/bin/node") {
+        // Whichever way it was built, the verdict comes with its reason.
+        let (code, said, _) = ask(&["doctor", node.to_str().unwrap()]);
+        assert!(code == 1 && said.contains("its own copy") || code == 0 && said.contains("It loads libssl"), "{said}");
+    }
+}
+
+#[test]
+fn doctor_knows_a_process_that_was_not_started_with_it() {
+    let mut sleeper = Command::new("sleep").arg("30").env_remove("LD_PRELOAD").spawn().unwrap();
+    thread::sleep(Duration::from_millis(100)); // until it is sleep, and no copy of this test
+    doctor(&sleeper.id().to_string(), 1, &["Reprise is not loaded in it", "reprise run"]);
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+    let (code, _, said) = ask(&["doctor", &sleeper.id().to_string()]);
+    assert!(code == 2 && said.contains("there is no process"), "{said}");
+}
+
+// ---- Finding the library, and what is generated -----------------------------------------------------------------
+
+/// As installed: bin/reprise and lib/libreprise.so.0, or a lib folder with the machine's name.
+#[test]
+fn the_library_is_found_where_it_is_installed() {
+    for folder in ["lib", "lib64", "lib/x86_64-linux-gnu"] {
+        let sandbox = Sandbox::new();
+        let command = sandbox.file("bin/reprise");
+        fs::create_dir_all(sandbox.file("bin")).unwrap();
+        fs::create_dir_all(sandbox.file(folder)).unwrap();
+        fs::hard_link(env!("CARGO_BIN_EXE_reprise"), &command).unwrap();
+        let mut print = Command::new(&command);
+        print
+            .args(["run", "--", "sh", "-c", "echo $LD_PRELOAD"])
+            .env_remove("LD_PRELOAD")
+            .env_remove("REPRISE_LIBRARY");
+        let (code, _, said) = answer(print.output().unwrap());
+        assert!(code == 2 && said.contains("--library"), "{said}");
+        symlink(libreprise(), sandbox.file(folder).join("libreprise.so.0")).unwrap();
+        let found = answer(print.output().unwrap()).1;
+        assert_eq!(found.trim(), libreprise().canonicalize().unwrap().to_str().unwrap());
+    }
+}
+
+#[test]
+fn manual_pages_and_completions_come_from_the_same_source() {
+    let sandbox = Sandbox::new();
+    let (code, _, said) = ask(&["generate", "man", sandbox.path().to_str().unwrap()]);
+    assert_eq!(code, 0, "{said}");
+    let page = fs::read_to_string(sandbox.file("reprise-status.1")).unwrap();
+    assert!(page.contains("prometheus") && page.contains("REPLAYS"), "{page}");
+    for shell in ["bash", "zsh", "fish"] {
+        let (code, script, _) = ask(&["generate", "completions", shell]);
+        assert!(code == 0 && script.contains("doctor"), "{shell}: {script}");
+    }
+    for subcommand in ["run", "status", "doctor", "cache"] {
+        let (code, help, _) = ask(&[subcommand, "--help"]);
+        assert!(code == 0 && help.contains("Examples:\n  reprise "), "{help}");
+    }
+}
+
+// ---- cache ------------------------------------------------------------------------------------------------------
+
+/// A cache in shared memory, gone at the end of the test.
+struct Shared(String);
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let _ = shm::remove(&self.0);
+    }
+}
+
+#[test]
+fn caches_are_listed_shown_emptied_and_removed() {
+    let cache = Shared(format!("command-{}", std::process::id()));
+    let name = cache.0.as_str();
+    let url = format!("shm:{name}?size=1M");
+    assert_eq!(ask(&["run", "--cache", &url, "--", "true"]).0, 0, "made beforehand");
+    let (code, _, said) = ask(&["run", "--cache", &format!("shm:{name}?size=2M"), "--", "true"]);
+    assert!(code == 2 && said.contains("was made with size=1M") && said.contains("2M"), "{said}");
+
+    let area = shm::Area::find(name).unwrap();
+    let secret = b"the bytes of a session";
+    for number in 0..3u8 {
+        let key = Key::new(0x304, &[0xa5, number]).unwrap();
+        let inserted = area.insert([1, 2], &key, secret, i64::from(u32::MAX), Collision::Replace, 0, &mut Vec::new());
+        assert_eq!(inserted, Inserted::Added);
+    }
+    let (code, list, _) = ask(&["cache", "ls"]);
+    let line = list.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap_or_else(|| panic!("{list}"));
+    let words: Vec<&str> = line.split_whitespace().collect();
+    assert!(code == 0 && words[1] == "1M" && words[4] == "3", "{line}");
+    let (code, shown, _) = ask(&["cache", "show", name]);
+    assert!(code == 0 && shown.contains("sessions  3\n") && shown.contains("inserted  3\n"), "{shown}");
+    assert!(!shown.contains("a5") && !shown.contains("the bytes"), "no ids, no bytes: {shown}");
+    let (_, json, _) = ask(&["cache", "show", name, "--json"]);
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["sessions"], &json["services"][0]["sessions"]), (&3.into(), &3.into()), "{json}");
+
+    assert_eq!(ask(&["cache", "flush", name]), (0, format!("3 sessions removed from {name}.\n"), String::new()));
+    assert_eq!(area.info().sessions, 0);
+    assert_eq!(ask(&["cache", "rm", name]).0, 0);
+    let (code, _, said) = ask(&["cache", "show", name]);
+    assert!(code == 1 && said.contains("is not there"), "{said}");
+    assert_eq!(ask(&["cache", "rm", "../etc/passwd"]).0, 1);
+}
