@@ -33,14 +33,14 @@ fn put(area: &Area, number: u64, variant: u8, length: usize, limit: usize) -> In
 
 /// What is there for each key.
 fn contents(area: &Area, keys: u64) -> BTreeMap<u64, Vec<u8>> {
-    let mut bytes = Vec::new();
-    let keys = (0..keys).filter(|&number| area.get(SERVICE, &key(number), &mut bytes));
-    let keys: Vec<u64> = keys.collect();
-    let with_bytes = |number| {
-        area.get(SERVICE, &key(number), &mut bytes);
-        (number, bytes.clone())
-    };
-    keys.into_iter().map(with_bytes).collect()
+    let mut all = BTreeMap::new();
+    for number in 0..keys {
+        let mut bytes = Vec::new();
+        if area.get(SERVICE, &key(number), &mut bytes) {
+            all.insert(number, bytes);
+        }
+    }
+    all
 }
 
 /// Forks for each store of `operation`, and gives what was there before, is there now, and would be if it had gone on to
