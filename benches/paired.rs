@@ -25,6 +25,7 @@ usage: cargo bench --bench paired -- [options]
   --instructions       no measurements, but the instructions that callgrind counts for one operation
   --plots DIR          draw those of the SVG pictures for which all was measured; none of --quick or --control
   --json FILE          write every single figure to FILE
+  --shared             Reprise's cache in memory against its cache in shared memory, instead of stock against Reprise
   --control            stock against stock: the ratios that noise alone makes on this machine
   --library FILE       the libreprise.so to measure (default: the release build, brought up to date first)";
 
@@ -37,7 +38,16 @@ struct Options {
     plots: Option<PathBuf>,
     json: Option<PathBuf>,
     control: bool,
+    shared: bool,
     library: Option<PathBuf>,
+}
+
+/// What a program runs on: libssl alone or a libreprise.so, and where that caches.
+#[derive(Clone, Copy)]
+struct Side<'a> {
+    name: &'static str,
+    library: Option<&'a Path>,
+    cache: Option<&'a str>,
 }
 
 /// One figure out of the line that session_cache prints.
@@ -124,8 +134,17 @@ fn run() -> Result<(), String> {
         Some(path) => Some(path.canonicalize().map_err(|e| format!("{}: {e}", path.display()))?),
         None => Some(release_library()?),
     };
+    let shared = format!("shm:benchmark-{}?size=64M&keep=off", std::process::id());
+    let (library, stock) = (library.as_deref(), Side { name: "stock", library: None, cache: None });
+    let sides = match options.shared {
+        false => [stock, Side { name: "Reprise", library, ..stock }],
+        true => [
+            Side { name: "memory", library, cache: None },
+            Side { name: "shared memory", library, cache: Some(&shared) },
+        ],
+    };
     if options.instructions {
-        return instructions(&options, &program, library.as_deref());
+        return instructions(&options, &program, sides);
     }
     let cases = cases(options.quick);
     let chosen: Vec<&Case> = cases.iter().filter(|case| options.wants(case)).collect();
@@ -136,15 +155,17 @@ fn run() -> Result<(), String> {
     let mut outcomes = Vec::new();
     for (number, case) in chosen.iter().enumerate() {
         eprint!("[{}/{}] {} threads={} ", number + 1, chosen.len(), case.what, case.threads);
-        outcomes.extend(measure(case, &options, &program, library.as_deref())?);
+        outcomes.extend(measure(case, &options, &program, sides)?);
         eprintln!();
     }
-    print!("{}", table(&outcomes, options.control));
+    print!("{}", table(&outcomes, options.control, sides));
     if let Some(file) = &options.json {
         std::fs::write(file, json(&outcomes)).map_err(|e| format!("{}: {e}", file.display()))?;
     }
     match &options.plots {
-        Some(_) if options.quick || options.control => eprintln!("no plots of --quick or --control"),
+        Some(_) if options.quick || options.control || options.shared => {
+            eprintln!("no plots of --quick, --control or --shared")
+        }
         Some(folder) => plots(folder, &outcomes).map_err(|e| format!("{}: {e}", folder.display()))?,
         None => {}
     }
@@ -179,6 +200,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
         plots: None,
         json: None,
         control: false,
+        shared: false,
         library: None,
     };
     while let Some(argument) = arguments.next() {
@@ -192,6 +214,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
             "--plots" => options.plots = Some(value()?.into()),
             "--only" => options.only.push(value()?),
             "--control" => options.control = true,
+            "--shared" => options.shared = true,
             "--json" => options.json = Some(value()?.into()),
             "--library" => options.library = Some(value()?.into()),
             _ => return Err(format!("unknown argument {argument}\n{USAGE}")),
@@ -253,7 +276,7 @@ fn measure<'a>(
     case: &'a Case,
     options: &Options,
     program: &Path,
-    library: Option<&Path>,
+    sides: [Side; 2],
 ) -> Result<Vec<Outcome<'a>>, String> {
     let mut outcomes: Vec<Outcome> =
         case.metrics.iter().map(|metric| Outcome { case, metric, stock: Vec::new(), reprise: Vec::new() }).collect();
@@ -263,7 +286,7 @@ fn measure<'a>(
             if is_stock && !case.on_stock {
                 continue;
             }
-            let line = run_once(case, options.quick, program, library.filter(|_| !is_stock))?;
+            let line = run_once(case, options.quick, program, sides[usize::from(!is_stock)])?;
             for outcome in &mut outcomes {
                 let figures = if is_stock { &mut outcome.stock } else { &mut outcome.reprise };
                 figures.push(figure(&line, outcome.metric.key)?);
@@ -274,34 +297,28 @@ fn measure<'a>(
     Ok(outcomes)
 }
 
-/// One run of session_cache; `preload` or stock. Fails unless the library that answered is the one that was meant.
-fn run_once(
-    case: &Case,
-    quick: bool,
-    program: &Path,
-    preload: Option<&Path>,
-) -> Result<HashMap<String, String>, String> {
+/// One run of session_cache. Fails unless the library that answered is the one that was meant.
+fn run_once(case: &Case, quick: bool, program: &Path, side: Side) -> Result<HashMap<String, String>, String> {
     let mut command = Command::new(program);
     command.arg(case.what).args(["-threads", &case.threads.to_string()]);
     command.args(["-seconds", if quick { "0.1" } else { "1" }]);
     if let Some(sessions) = case.sessions {
         command.args(["-sessions", &sessions.to_string()]);
     }
-    Ok(answer(command, case.what, preload)?.0)
+    Ok(answer(command, case.what, side)?.0)
 }
 
 /// What session_cache printed as name=value, and what went to stderr.
-fn answer(
-    mut command: Command,
-    what: &str,
-    preload: Option<&Path>,
-) -> Result<(HashMap<String, String>, String), String> {
-    command.env_remove("LD_PRELOAD");
-    if let Some(library) = preload {
+fn answer(mut command: Command, what: &str, side: Side) -> Result<(HashMap<String, String>, String), String> {
+    command.env_remove("LD_PRELOAD").env_remove("REPRISE_CACHE");
+    if let Some(library) = side.library {
         command.env("LD_PRELOAD", library);
     }
+    if let Some(cache) = side.cache {
+        command.env("REPRISE_CACHE", cache);
+    }
     let output = command.output().map_err(|e| format!("{}: {e}", Path::new(command.get_program()).display()))?;
-    let side = if preload.is_some() { "Reprise" } else { "stock" };
+    let (preload, side) = (side.library, side.name);
     let stderr = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
         return Err(format!("{what} on {side}: {}\n{stderr}", output.status));
@@ -323,7 +340,7 @@ fn figure(line: &HashMap<String, String>, key: &str) -> Result<f64, String> {
 
 /// What callgrind counts, for one operation of one thread. Handshakes differ by their random numbers, so the median of
 /// three runs is taken.
-fn instructions(options: &Options, program: &Path, library: Option<&Path>) -> Result<(), String> {
+fn instructions(options: &Options, program: &Path, sides: [Side; 2]) -> Result<(), String> {
     const COUNTED: [(&str, u32); 6] = [
         ("matching", 100_000),
         ("add_remove", 50_000),
@@ -332,13 +349,13 @@ fn instructions(options: &Options, program: &Path, library: Option<&Path>) -> Re
         ("handshake_tls13_full", 200),
         ("handshake_tls13_stateful_resumed", 500),
     ];
-    let side = |what: &str, operations: u32, preload: Option<&Path>| {
+    let count = |what: &str, operations: u32, side: Side| {
         let mut runs = Vec::new();
         for _ in 0..3 {
             let mut command = Command::new("valgrind");
             command.args(["--tool=callgrind", "--toggle-collect=timed", "--callgrind-out-file=/dev/null"]);
             command.arg(program).args([what, "-count", &operations.to_string()]);
-            let (_, stderr) = answer(command, what, preload)?;
+            let (_, stderr) = answer(command, what, side)?;
             let collected = stderr.lines().find_map(|line| line.split_once("Collected : "));
             let instructions = collected.and_then(|(_, count)| count.trim().parse::<f64>().ok());
             runs.push(instructions.ok_or(format!("{what}: callgrind counted nothing"))? / f64::from(operations));
@@ -346,10 +363,10 @@ fn instructions(options: &Options, program: &Path, library: Option<&Path>) -> Re
         }
         Ok::<f64, String>(median(&runs))
     };
-    println!("| instructions of one | stock | Reprise | more |\n|---|--:|--:|--:|");
+    println!("| instructions of one | {} | {} | more |\n|---|--:|--:|--:|", sides[0].name, sides[1].name);
     for (what, operations) in COUNTED.into_iter().filter(|(what, _)| options.names(what)) {
         eprint!("{what} ");
-        let (stock, reprise) = (side(what, operations, None)?, side(what, operations, library)?);
+        let (stock, reprise) = (count(what, operations, sides[0])?, count(what, operations, sides[1])?);
         eprintln!();
         println!("| {what} | {stock:.0} | {reprise:.0} | {:+.2} % |", (reprise / stock - 1.0) * 100.0);
     }
@@ -417,11 +434,12 @@ fn short(value: f64, unit: &str) -> String {
     format!("{scaled:.decimals$} {name}")
 }
 
-fn table(outcomes: &[Outcome], control: bool) -> String {
-    let other = if control { "stock again" } else { "Reprise" };
+fn table(outcomes: &[Outcome], control: bool, [first, second]: [Side; 2]) -> String {
+    let other = if control { "stock again" } else { second.name };
     let mut table = format!(
-        "| what | threads | stock | {other} | times better, median | geometric mean | min..max |\n\
+        "| what | threads | {} | {other} | times better, median | geometric mean | min..max |\n\
          |---|--:|--:|--:|--:|--:|--:|\n",
+        first.name
     );
     for outcome in outcomes {
         let value = |values: &[f64]| match values.is_empty() {

@@ -161,11 +161,14 @@ static SSL_CTX *new_server(void)
 
 static SSL_SESSION *new_session(const unsigned char *id, long lifetime)
 {
+    static const unsigned char secret[48];
     SSL_SESSION *session = SSL_SESSION_new();
 
-    /* SSL_has_matching_session_id compares the version too: a fresh TLS_server_method SSL says TLS 1.3. */
+    /* A cipher and a secret, or it could not leave the process. SSL_has_matching_session_id compares the version too: a fresh TLS_server_method SSL says TLS 1.3. */
     must(session != NULL && SSL_SESSION_set1_id(session, id, ID_LENGTH) &&
-             SSL_SESSION_set_protocol_version(session, TLS1_3_VERSION) && SSL_SESSION_set_timeout(session, lifetime),
+             SSL_SESSION_set_protocol_version(session, TLS1_3_VERSION) && SSL_SESSION_set_timeout(session, lifetime) &&
+             SSL_SESSION_set1_master_key(session, secret, sizeof secret) &&
+             SSL_SESSION_set_cipher(session, sk_SSL_CIPHER_value(SSL_CTX_get_ciphers(server), 0)),
          "cannot make a session");
     return session;
 }

@@ -377,18 +377,18 @@ static void ADD6_removing_with_another_object(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        RULE_TEST(ADD1_one_reference),
+        OBJECT_TEST(ADD1_one_reference),
         RULE_TEST(ADD1_added_session_is_resumed),
-        RULE_TEST(ADD2_another_object_with_the_same_id),
+        OBJECT_TEST(ADD2_another_object_with_the_same_id),
         RULE_TEST(ADD2_the_same_id_in_another_version),
-        RULE_TEST(ADD3_the_same_object_again),
+        OBJECT_TEST(ADD3_the_same_object_again),
         RULE_TEST(ADD3_its_time_stays),
         RULE_TEST(ADD4_whatever_the_mode),
-        RULE_TEST(ADD5_removing),
+        OBJECT_TEST(ADD5_removing),
         RULE_TEST(ADD5_removed_session_is_not_resumed),
         RULE_TEST(ADD5_not_there),
         RULE_TEST(ADD5_nothing_to_remove),
-        RULE_TEST(ADD6_removing_with_another_object),
+        OBJECT_TEST(ADD6_removing_with_another_object),
     };
 
     return RUN_PAGE("SSL_CTX_add_session", tests);

@@ -312,15 +312,15 @@ int main(void)
     const struct CMUnitTest tests[] = {
         RULE_TEST(FLUSH1_expired_means_later_than_time_plus_timeout),
         RULE_TEST(FLUSH1_only_the_expired_leave),
-        RULE_TEST(FLUSH1_marks_and_calls_remove_cb_once),
-        RULE_TEST(FLUSH1_zero_removes_all),
+        OBJECT_TEST(FLUSH1_marks_and_calls_remove_cb_once),
+        OBJECT_TEST(FLUSH1_zero_removes_all),
         RULE_TEST(FLUSH1_a_time_before_all_removes_none),
-        RULE_TEST(FLUSH1_a_sum_beyond_all_times_never_expires),
+        OBJECT_TEST(FLUSH1_a_sum_beyond_all_times_never_expires),
         RULE_TEST(FLUSH1_works_in_every_mode),
-        RULE_TEST(FLUSH1_contexts_are_apart),
+        OBJECT_TEST(FLUSH1_contexts_are_apart),
         RULE_TEST(FLUSH1_checks_the_internal_cache_only),
         RULE_TEST(FLUSH1_a_flushed_session_is_not_resumed),
-        RULE_TEST(FLUSH1_flush_sessions_ex_does_the_same),
+        OBJECT_TEST(FLUSH1_flush_sessions_ex_does_the_same),
     };
 
     return RUN_PAGE("SSL_CTX_flush_sessions", tests);

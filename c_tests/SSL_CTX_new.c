@@ -707,22 +707,22 @@ static void CB1_callback_set_past_the_preload(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        RULE_TEST(CB1_callback_set_past_the_preload),
-        RULE_TEST(CB5_context_freed_before_its_connections),
+        OBJECT_TEST(CB1_callback_set_past_the_preload),
+        OBJECT_TEST(CB5_context_freed_before_its_connections),
         RULE_TEST(GET2_resuming_on_an_SSL_whose_context_was_freed),
         RULE_TEST(GET2_sessions_outlive_their_context),
-        RULE_TEST(CB5_up_ref_and_free),
+        OBJECT_TEST(CB5_up_ref_and_free),
         RULE_TEST(MODE9_many_contexts),
         RULE_TEST(MODE9_contexts_of_several_threads),
         RULE_TEST(MODE9_switched_connections_cache_where_they_were_made),
         RULE_TEST(MODE9_modes_of_switched_connections),
-        RULE_TEST(GET2_contexts_freed_under_a_switched_connection),
+        OBJECT_TEST(GET2_contexts_freed_under_a_switched_connection),
         RULE_TEST(MODE9_switched_several_times),
         RULE_TEST(MODE9_SSL_dup_of_a_switched_SSL),
-        RULE_TEST(CB5_flush_of_all_then_more_use),
-        RULE_TEST(CB5_ex_data_while_the_context_is_freed),
+        OBJECT_TEST(CB5_flush_of_all_then_more_use),
+        OBJECT_TEST(CB5_ex_data_while_the_context_is_freed),
 #if OPENSSL_VERSION_NUMBER >= 0x30000000L
-        RULE_TEST(CB5_context_of_another_library_context),
+        OBJECT_TEST(CB5_context_of_another_library_context),
 #endif
     };
 

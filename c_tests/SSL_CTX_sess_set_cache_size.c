@@ -333,16 +333,16 @@ int main(void)
     const struct CMUnitTest tests[] = {
         RULE_TEST(SIZE1_default_is_20480_and_set_returns_the_previous),
         RULE_TEST(SIZE1_holds_up_to_n),
-        RULE_TEST(SIZE1_the_default_is_a_limit),
+        OBJECT_TEST(SIZE1_the_default_is_a_limit),
         RULE_TEST(SIZE1_zero_is_no_limit),
         RULE_TEST(SIZE1_lowered_takes_effect_with_the_next_add),
         RULE_TEST(SIZE1_negative_is_refused),
         RULE_TEST(SIZE1_limits_negotiated_sessions),
         RULE_TEST(SIZE1_adding_the_same_again_evicts_none),
-        RULE_TEST(SIZE2_soonest_expiring_leaves),
-        RULE_TEST(SIZE2_among_equals_the_oldest_added_leaves),
+        OBJECT_TEST(SIZE2_soonest_expiring_leaves),
+        OBJECT_TEST(SIZE2_among_equals_the_oldest_added_leaves),
         RULE_TEST(SIZE2_the_new_one_stays),
-        RULE_TEST(SIZE2_a_replaced_one_counts_once),
+        OBJECT_TEST(SIZE2_a_replaced_one_counts_once),
         RULE_TEST(SIZE2_keeps_the_longest_living),
     };
 

@@ -1145,11 +1145,11 @@ int main(void)
         RULE_TEST(CB3_new_cb_returning_0),
         RULE_TEST(CB3_new_cb_returning_0_on_a_client),
         RULE_TEST(CB4_when_and_how_often),
-        RULE_TEST(CB5_expired),
+        OBJECT_TEST(CB5_expired),
         RULE_TEST(CB5_condemned),
-        RULE_TEST(CB5_removed_and_flushed),
-        RULE_TEST(CB5_size_limit_and_SSL_CTX_free),
-        RULE_TEST(CB5_replaced),
+        OBJECT_TEST(CB5_removed_and_flushed),
+        OBJECT_TEST(CB5_size_limit_and_SSL_CTX_free),
+        OBJECT_TEST(CB5_replaced),
         RULE_TEST(CB6_condemned_without_an_internal_cache),
         RULE_TEST(CB6_removed_while_not_cached),
         RULE_TEST(CB7_get_cb_is_called),
@@ -1158,7 +1158,7 @@ int main(void)
         RULE_TEST(CB7_the_exact_length),
         RULE_TEST(CB8_who_owns_what_get_cb_returned),
         RULE_TEST(CB9_stored_unless_NO_INTERNAL_STORE),
-        RULE_TEST(CB9_already_in_the_internal_cache),
+        OBJECT_TEST(CB9_already_in_the_internal_cache),
         RULE_TEST(CB10_another_id),
         RULE_TEST(CB10_another_version),
         RULE_TEST(CB10_not_resumable),
@@ -1166,7 +1166,7 @@ int main(void)
         RULE_TEST(CB10_no_master_key),
         RULE_TEST(CB11_new_cb_calls_back),
         RULE_TEST(CB11_get_cb_calls_back),
-        RULE_TEST(CB11_remove_cb_calls_back),
+        OBJECT_TEST(CB11_remove_cb_calls_back),
     };
 
     return RUN_PAGE("SSL_CTX_sess_set_get_cb", tests);

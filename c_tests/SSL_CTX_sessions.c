@@ -197,10 +197,10 @@ static void ABI1_many_sessions(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        RULE_TEST(ABI1_sessions_added_by_hand),
-        RULE_TEST(ABI1_what_left_the_cache_is_not_shown),
-        RULE_TEST(ABI1_negotiated_sessions),
-        RULE_TEST(ABI1_each_context_has_its_own),
+        OBJECT_TEST(ABI1_sessions_added_by_hand),
+        OBJECT_TEST(ABI1_what_left_the_cache_is_not_shown),
+        OBJECT_TEST(ABI1_negotiated_sessions),
+        OBJECT_TEST(ABI1_each_context_has_its_own),
         RULE_TEST(ABI1_many_sessions),
     };
 

@@ -693,7 +693,7 @@ int main(void)
         RULE_TEST(MODE7_get_cb_answers_are_stored_otherwise),
         RULE_TEST(MODE7_no_internal_is_both),
 #ifdef SSL_SESS_CACHE_UPDATE_TIME
-        RULE_TEST(MODE8_internal_hit),
+        OBJECT_TEST(MODE8_internal_hit),
         RULE_TEST(MODE8_renewal_prolongs),
         RULE_TEST(MODE8_external_hit),
         RULE_TEST(MODE8_never_when_expired),

@@ -317,7 +317,7 @@ int main(void)
         RULE_TEST(FLUSH2_the_record),
         RULE_TEST(FLUSH2_changing_often_leaves_one_entry),
         RULE_TEST(FLUSH2_changed_outside_and_added_again),
-        RULE_TEST(FLUSH2_a_change_in_one_context_leaves_the_other_alone),
+        OBJECT_TEST(FLUSH2_a_change_in_one_context_leaves_the_other_alone),
         RULE_TEST(FLUSH2_one_object_in_two_contexts_is_judged_anew_in_both),
         RULE_TEST(FLUSH2_of_a_negotiated_session),
     };

@@ -485,7 +485,7 @@ int main(void)
         RULE_TEST(GET4_the_last_of_several_tickets),
         RULE_TEST(GET5_a_bad_end_condemns_the_session),
         RULE_TEST(GET5_a_refused_renegotiation),
-        RULE_TEST(GET6_one_object_in_two_contexts),
+        OBJECT_TEST(GET6_one_object_in_two_contexts),
         RULE_TEST(GET6_expiry_changed_in_two_contexts),
     };
 

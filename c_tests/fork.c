@@ -76,21 +76,38 @@ static int has(SSL *ssl, const SSL_SESSION *session)
     return SSL_has_matching_session_id(ssl, id, length);
 }
 
+/* A shared cache makes sessions of bytes, for which libssl locks what a fork would leave locked. */
+static void enter_if_shared(void)
+{
+    if (shared())
+        enter();
+}
+
+static void leave_if_shared(void)
+{
+    if (shared())
+        leave();
+}
+
 static void add_and_remove(unsigned int *seed)
 {
     SSL_SESSION *session = pool[rand_r(seed) % POOL];
 
+    enter_if_shared();
     SSL_CTX_add_session(server, session);
     if (rand_r(seed) % 2 == 0)
         SSL_CTX_remove_session(server, pool[rand_r(seed) % POOL]);
+    leave_if_shared();
 }
 
 static void look_up_and_flush(unsigned int *seed)
 {
+    enter_if_shared();
     has(asking.server, pool[rand_r(seed) % POOL]);
     SSL_CTX_sess_number(server);
     if (rand_r(seed) % 20 == 0)
         SSL_CTX_flush_sessions(server, (long)time(NULL) + rand_r(seed) % 400);
+    leave_if_shared();
 }
 
 static void handshake_and_resume(unsigned int *seed)
@@ -122,9 +139,11 @@ static void fill_fresh_contexts(unsigned int *seed)
     for (int i = 0; i < FRESH; i++)
         fresh[i] = made[i] = SSL_CTX_new(TLS_method());
     leave();
+    enter_if_shared();
     for (int i = 0; i < FRESH; i++)
         for (int j = 0; j < POOL; j++)
             SSL_CTX_add_session(made[i], pool[rand_r(seed) % POOL]);
+    leave_if_shared();
     enter();
     for (int i = 0; i < FRESH; i++) {
         fresh[i] = NULL;
@@ -176,24 +195,25 @@ static int use_the_cache(SSL_CTX *ctx, SSL *ssl)
 {
     SSL_SESSION *own = made_session(TLS1_2_VERSION, 0xfe);
     long number = SSL_CTX_sess_number(ctx);
+    int alone = !shared(); /* else the parent goes on adding and flushing */
 
     if (number < 0 || !SSL_CTX_add_session(ctx, own))
         return 1;
-    if (ssl != NULL && !has(ssl, own))
+    if (ssl != NULL && !has(ssl, own) && alone)
         return 2;
     SSL_SESSION_set_timeout(own, 500);
-    if (SSL_CTX_sessions(ctx) == NULL || SSL_CTX_sess_number(ctx) < 1)
+    if (SSL_CTX_sessions(ctx) == NULL || (SSL_CTX_sess_number(ctx) < 1 && alone))
         return 3;
-    if (!SSL_CTX_remove_session(ctx, own) || SSL_CTX_remove_session(ctx, own))
+    if ((!SSL_CTX_remove_session(ctx, own) && alone) || SSL_CTX_remove_session(ctx, own))
         return 4;
     for (int i = 0; i < POOL; i++)
         SSL_CTX_add_session(ctx, pool[i]);
     SSL_CTX_flush_sessions(ctx, 1);
-    if (SSL_CTX_sess_number(ctx) < 16)
+    if (SSL_CTX_sess_number(ctx) < 16 && alone)
         return 5;
     SSL_CTX_flush_sessions(ctx, 0);
     SSL_SESSION_free(own);
-    return SSL_CTX_sess_number(ctx) == 0 ? 0 : 6;
+    return SSL_CTX_sess_number(ctx) == 0 || !alone ? 0 : 6;
 }
 
 static int handshakes(SSL_CTX *from, SSL_CTX *to)

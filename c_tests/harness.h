@@ -19,6 +19,9 @@
 /* Which library answers, and by which semantics. */
 enum subject { STOCK, DOCUMENTED, STOCK_LIKE };
 enum subject subject(void);       /* from reprise_version() being in the process and REPRISE_SEMANTICS */
+/* Whether the internal caches are in shared memory (REPRISE_CACHE), where objects come back as equal copies. Each
+ * context of server_ctx and client_ctx still has a cache of its own. */
+int shared(void);
 
 /*
  * `observed` was seen for `rule` ("CB3"); `what` names the situation in a few words and is unique within the rule.
@@ -41,6 +44,13 @@ int sessions_alive(void);
 int references_setup(void **state);
 int references_teardown(void **state);
 #define RULE_TEST(f) cmocka_unit_test_setup_teardown(f, references_setup, references_teardown)
+
+/*
+ * A test of what holds where the cache keeps the program's own objects, and keeps them for one SSL_CTX alone: left out
+ * where caches are shared. What holds there instead is in shared.c.
+ */
+#define OBJECT_TEST(f) { #f, shared() ? left_out : f, references_setup, references_teardown, NULL }
+void left_out(void **state);
 
 /* Contexts. `version` is TLS1_2_VERSION, TLS1_3_VERSION or DTLS1_2_VERSION: exactly that one. The server has a
  * certificate (one key for the process, made at first use) and the session id context "c_tests". */

@@ -454,11 +454,11 @@ int main(void)
         RULE_TEST(STAT1_counts_every_handshake_of_many_threads),
         RULE_TEST(MODE4_one_session_resumed_by_many_threads),
         RULE_TEST(CB5_every_session_leaves_once),
-        RULE_TEST(ADD2_one_of_each_id_stays),
+        OBJECT_TEST(ADD2_one_of_each_id_stays),
         RULE_TEST(FLUSH2_times_change_in_many_threads),
         RULE_TEST(STAT1_no_handshake_fails_while_the_cache_is_cleared),
-        RULE_TEST(CB11_callbacks_of_many_threads_use_the_context),
-        RULE_TEST(CB5_contexts_end_in_many_threads),
+        OBJECT_TEST(CB11_callbacks_of_many_threads_use_the_context),
+        OBJECT_TEST(CB5_contexts_end_in_many_threads),
     };
 
     return cmocka_run_group_tests_name("threads", tests, warm_up, NULL);

@@ -42,11 +42,110 @@ typedef struct ossl_lib_ctx_st OSSL_LIB_CTX;
 // Do what the loaded libssl does where it differs from the manual pages.
 #define REPRISE_SEMANTICS_STOCK 1
 
+// Tickets as the program asks libssl for them.
+#define REPRISE_TICKETS_AS_IS 0
+
+// Only tickets that name a session in the cache.
+#define REPRISE_TICKETS_STATEFUL 1
+
+// A connection that ends without close_notify costs the session, as libssl has it.
+#define REPRISE_UNCLEAN_DROP 0
+
+// It does not; a fatal alert still does.
+#define REPRISE_UNCLEAN_KEEP 1
+
 // The version of the struct that follows.
 #define REPRISE_STATS_VERSION 1
 
 // How many slots a shard can have.
 #define SLOTS ((FIRST_CHUNK * 4) * ((1 << GROUPS) - 1))
+
+// The size when none is asked for.
+#define Spec_SIZE (64 << 20)
+
+// Raised with every change of what is described here.
+#define LAYOUT 1
+
+// The longest record in bytes.
+#define LONGEST (64 << 10)
+
+#define SMALLEST_SIZE (1 << 20)
+
+// Links have 32 bits.
+#define LARGEST_SIZE (16 << 30)
+
+// Magic, layout, size in bytes, when it was made, whether it is kept, the secret, and a check of these.
+#define CONSTANTS (6 + SECRET_WORDS)
+
+#define LOCK 24
+
+#define OWNER 25
+
+// Odd while something changes.
+#define VERSION 32
+
+// How many entries of the journal are to be undone.
+#define JOURNAL_LENGTH 40
+
+// Not 0 while everything is being thrown away.
+#define RESETTING 41
+
+// Positions in the ring: words since the beginning, never wrapped.
+#define HEAD 42
+
+#define TAIL 43
+
+// Words of the ring that are in use by records that count.
+#define LIVE 44
+
+// How many records ever came.
+#define CAME 45
+
+#define SESSIONS 46
+
+#define COUNTERS 48
+
+#define JOURNAL 64
+
+#define JOURNAL_ENTRIES 1024
+
+#define ROWS (JOURNAL + (2 * JOURNAL_ENTRIES))
+
+#define ROW_COUNT 4096
+
+
+
+#define WORDS 8
+
+#define IDENTITY 0
+
+// Tells a row that was written whole, 0 for one never used.
+#define SEAL 2
+
+#define BYTES 4
+
+#define ROOT 5
+
+// The soonest expiry, [`NONE`] without sessions.
+#define SOONEST 6
+
+#define NONE UINT64_MAX
+
+// The link to the next one of the bucket (high half), and [`super::Meta`].
+#define META 0
+
+#define HASH 1
+
+#define CHECK 2
+
+// Expiry (high half) and the number it came with: the order of the service's records.
+#define TURN 3
+
+// The two links of the tree.
+#define SIDES 4
+
+// The journal of a cache in which nothing is under way.
+#define EMPTY_JOURNAL 4294967295
 
 // What happened in the cache of an SSL_CTX since it was made. Later versions only add fields at the end.
 typedef struct {
@@ -93,6 +192,8 @@ typedef struct {
   // Sessions that could not be stored for want of memory.
   uint64_t store_errors;
 } reprise_stats;
+
+
 
 
 
@@ -187,6 +288,30 @@ int SSL_CTX_set_generate_session_id(SSL_CTX *ctx, GEN_SESSION_CB cb);
 // `ssl` is NULL or a live connection, `cb` a function of this type.
 int SSL_set_generate_session_id(SSL *ssl, GEN_SESSION_CB cb);
 
+// Frees a reference to a connection. Under REPRISE_UNCLEAN=keep the session of one that was not shut down stays.
+//
+// # Safety
+// As libssl requires.
+void SSL_free(SSL *ssl);
+
+// Makes a connection ready to be used again. As to its session, see SSL_free.
+//
+// # Safety
+// As libssl requires.
+int SSL_clear(SSL *s);
+
+// Makes a connection a client's, which has tickets as its program wants them, whatever REPRISE_TICKETS says of servers.
+//
+// # Safety
+// `s` is a live connection.
+void SSL_set_connect_state(SSL *s);
+
+// Starts a client's handshake: see SSL_set_connect_state.
+//
+// # Safety
+// `ssl` is a live connection.
+int SSL_connect(SSL *ssl);
+
 // Makes an SSL_CTX whose session cache Reprise serves. NULL on failure, with libssl's error on the queue.
 //
 // # Safety
@@ -205,6 +330,13 @@ SSL_CTX *SSL_CTX_new_ex(OSSL_LIB_CTX *libctx, const char *propq, const SSL_METHO
 // # Safety
 // `ctx` is NULL or a live SSL_CTX.
 SSL *SSL_new(SSL_CTX *ctx);
+
+// Says which sessions may be resumed in `ctx` (SSL_CTX_set_session_id_context(3)). In a cache that others use as well
+// they do not cross to contexts where it is another one. Returns 1, or 0 with an error on the queue.
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX, `sid_ctx` is `sid_ctx_len` bytes.
+int SSL_CTX_set_session_id_context(SSL_CTX *ctx, const unsigned char *sid_ctx, unsigned int sid_ctx_len);
 
 // SSL_CTX_ctrl(3): the cache mode (44, 45), the cache size (42, 43) and the counters (20 to 31) are answered here,
 // everything else by libssl.
@@ -328,6 +460,12 @@ int SSL_CTX_add_session(SSL_CTX *ctx, SSL_SESSION *session);
 // `ctx` and `session` are NULL or live.
 int SSL_CTX_remove_session(SSL_CTX *ctx, SSL_SESSION *session);
 
+// The same where nothing tells who calls: it is taken for the program.
+//
+// # Safety
+// As above.
+int SSL_CTX_remove_session(SSL_CTX *ctx, SSL_SESSION *session);
+
 // Removes every session that has expired at `tm`, in seconds since the epoch, all of them for 0 (FLUSH1). Each is
 // marked not resumable, remove_cb is called for it, and the cache's reference is freed.
 //
@@ -363,6 +501,32 @@ int reprise_ctx_set_semantics(SSL_CTX *ctx, int semantics);
 // # Safety
 // `ctx` is NULL or a live SSL_CTX.
 int reprise_ctx_get_semantics(SSL_CTX *ctx);
+
+// Chooses where the sessions of one SSL_CTX are cached, best before it is used: "memory:", in this process, or
+// "shm:NAME?size=64M", in memory that all processes of this user share which name it. The environment variable
+// REPRISE_CACHE chooses for all contexts. What is cached in this process moves along. Returns 1, or 0 with an
+// error on the queue, and then nothing has changed.
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX, `url` is NULL or a string.
+int reprise_ctx_set_cache(SSL_CTX *ctx, const char *url);
+
+// Chooses REPRISE_TICKETS_AS_IS or REPRISE_TICKETS_STATEFUL for the servers of one SSL_CTX. Stateful tickets only name a
+// session in the cache: it can be revoked, and whoever shares the cache knows them without ticket keys. The environment
+// variable REPRISE_TICKETS chooses for all contexts. Returns 1, or 0 with an error on the queue.
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX.
+int reprise_ctx_set_tickets(SSL_CTX *ctx,
+                            int tickets);
+
+// Chooses REPRISE_UNCLEAN_DROP or REPRISE_UNCLEAN_KEEP for the servers of one SSL_CTX: whether a session stays whose
+// connection ends without close_notify, as most of the web's do. The environment variable REPRISE_UNCLEAN chooses for
+// all contexts. Returns 1, or 0 with an error on the queue.
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX.
+int reprise_ctx_set_unclean(SSL_CTX *ctx, int unclean);
 
 // Fills in `*stats`, which has `size` bytes: pass sizeof(reprise_stats). A program made for an older version gets the
 // fields it knows. Returns 1, or 0 with an error on the queue.

@@ -1,36 +1,152 @@
-//! What the environment says, read once and as early as can be: nginx clears it for its workers.
+//! What the environment says, read once and as early as can be: nginx clears it for its workers. And cache URLs, which a
+//! program may also pass to `reprise_ctx_set_cache`.
 //!
 //! | variable | value |
 //! |---|---|
+//! | `REPRISE_CACHE` | `memory:` (default) or `shm:NAME?size=64M&keep=on` |
 //! | `REPRISE_SEMANTICS` | `documented` (default) or `stock` |
+//! | `REPRISE_TICKETS` | `as-is` (default) or `stateful` |
+//! | `REPRISE_UNCLEAN` | `drop` (default) or `keep` |
 //! | `REPRISE_LOG` | `error` (default) or `off` |
 //! | `REPRISE_STATS` | a file that the processes of a program count into, see [`crate::totals`] |
 
+use crate::cache::shm::{Spec, LARGEST_SIZE, SMALLEST_SIZE};
+use crate::cache::Place;
 use once_cell::race::OnceBox;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::str::FromStr;
 
-/// Whose word counts where the manual and libssl differ.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Semantics {
-    Documented = 0,
-    Stock = 1,
+/// An enumeration whose values have names for people and numbers for C.
+macro_rules! choices {
+    ($(#[$text:meta])* $name:ident { $($(#[$about:meta])* $choice:ident = $number:literal $word:literal,)* }) => {
+        $(#[$text])*
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+        pub enum $name { $($(#[$about])* $choice = $number,)* }
+
+        impl $name {
+            const ALL: &'static [($name, &'static str)] = &[$(($name::$choice, $word)),*];
+
+            /// By the number that C has for it.
+            pub fn from_number(number: i32) -> Option<$name> {
+                Self::ALL.iter().map(|&(choice, _)| choice).find(|&choice| choice as i32 == number)
+            }
+
+            pub fn from_word(word: &str) -> Option<$name> {
+                Self::ALL.iter().find(|(_, name)| *name == word).map(|&(choice, _)| choice)
+            }
+
+            pub fn word(self) -> &'static str {
+                Self::ALL.iter().find(|(choice, _)| *choice == self).map_or("", |(_, name)| name)
+            }
+
+            fn words() -> String {
+                Self::ALL.iter().map(|(_, name)| *name).collect::<Vec<_>>().join(" or ")
+            }
+        }
+    };
 }
 
-impl Semantics {
-    /// REPRISE_SEMANTICS_DOCUMENTED, REPRISE_SEMANTICS_STOCK
-    pub fn from_number(number: i32) -> Option<Semantics> {
-        [Semantics::Documented, Semantics::Stock].into_iter().find(|&semantics| semantics as i32 == number)
+choices! {
+    /// Whose word counts where the manual and libssl differ.
+    Semantics {
+        #[default]
+        Documented = 0 "documented",
+        Stock = 1 "stock",
     }
 }
 
-#[derive(Debug, PartialEq)]
+choices! {
+    /// What tickets a server issues.
+    Tickets {
+        /// What the program asks libssl for.
+        #[default]
+        AsIs = 0 "as-is",
+        /// Only such as name a session in the cache (SSL_OP_NO_TICKET).
+        Stateful = 1 "stateful",
+    }
+}
+
+choices! {
+    /// What becomes of a server's session whose connection ends without close_notify.
+    Unclean {
+        /// It leaves the cache, as TLS 1.0 required and libssl does.
+        #[default]
+        Drop = 0 "drop",
+        /// It stays. A fatal alert still costs it.
+        Keep = 1 "keep",
+    }
+}
+
+choices! {
+    Log {
+        #[default]
+        Error = 0 "error",
+        Off = 1 "off",
+    }
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    /// The error is a sentence that names what is wrong with the URL.
+    fn from_str(url: &str) -> Result<Place, String> {
+        let (place, query) = url.split_once('?').unwrap_or((url, ""));
+        let parameters = query.split('&').filter(|parameter| !parameter.is_empty());
+        let parameters = parameters.map(|parameter| parameter.split_once('=').unwrap_or((parameter, "")));
+        match place.split_once(':') {
+            Some(("memory", "")) => match parameters.into_iter().next() {
+                None => Ok(Place::Memory),
+                Some((name, _)) => Err(format!("memory: has no parameter {name}")),
+            },
+            Some(("shm", name)) => {
+                let mut spec = Spec::new(name).map_err(|error| error.to_string())?;
+                for (name, value) in parameters {
+                    match name {
+                        "size" => spec.size = size(value)?,
+                        "keep" => {
+                            spec.keep = match value {
+                                "on" => true,
+                                "off" => false,
+                                _ => return Err(format!("keep={value} is unknown (use on or off)")),
+                            }
+                        }
+                        _ => return Err(format!("shm: has no parameter {name} (it has size and keep)")),
+                    }
+                }
+                Ok(Place::Shm(spec))
+            }
+            _ => Err("it is no cache URL (use memory: or shm:NAME?size=64M)".into()),
+        }
+    }
+}
+
+/// Bytes, written as 67108864, 65536K, 64M or 1G.
+fn size(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.as_bytes().last() {
+        Some(b'K' | b'k') => (&text[..text.len() - 1], 10),
+        Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
+        Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
+    let bytes = bytes.ok_or(format!("size={text} is no size (write it as 64M or 1G)"))?;
+    if (SMALLEST_SIZE..=LARGEST_SIZE).contains(&bytes) {
+        return Ok(bytes.next_multiple_of(4096));
+    }
+    Err(format!("size={text} is out of range (use {}M to {}G)", SMALLEST_SIZE >> 20, LARGEST_SIZE >> 30))
+}
+
+#[derive(Debug, PartialEq, Default)]
 pub struct Config {
     pub semantics: Semantics,
-    pub logs: bool,
+    pub tickets: Tickets,
+    pub unclean: Unclean,
+    pub cache: Place,
+    pub log: Log,
     pub stats: Option<PathBuf>,
     /// What is wrong with the environment, to be said when a context is first taken over.
-    pub complaint: Option<String>,
+    pub complaints: Vec<String>,
 }
 
 impl Config {
@@ -38,28 +154,31 @@ impl Config {
     pub fn from(variable: impl Fn(&str) -> Option<OsString>) -> Config {
         let text =
             |name| variable(name).filter(|value| !value.is_empty()).map(|value| value.to_string_lossy().into_owned());
-        let mut complaint = None;
-        let semantics = match text("REPRISE_SEMANTICS").as_deref() {
-            None | Some("documented") => Semantics::Documented,
-            Some("stock") => Semantics::Stock,
-            Some(other) => {
-                complaint = Some(format!(
-                    "REPRISE_SEMANTICS={other:?} is unknown (use documented or stock): documented is used"
-                ));
-                Semantics::Documented
-            }
-        };
-        let logs = match text("REPRISE_LOG").as_deref() {
-            None | Some("error") => true,
-            Some("off") => false,
-            Some(other) => {
-                complaint =
-                    complaint.or(Some(format!("REPRISE_LOG={other:?} is unknown (use error or off): error is used")));
-                true
-            }
-        };
-        let stats = variable("REPRISE_STATS").filter(|path| !path.is_empty()).map(PathBuf::from);
-        Config { semantics, logs, stats, complaint }
+        let mut config = Config::default();
+        let complaints = &mut config.complaints;
+        macro_rules! choose {
+            ($variable:literal, $kind:ident) => {
+                text($variable).map_or($kind::default(), |word| {
+                    $kind::from_word(&word).unwrap_or_else(|| {
+                        let (words, default) = ($kind::words(), $kind::default().word());
+                        complaints.push(format!("{}={word:?} is unknown (use {words}): {default} is used", $variable));
+                        $kind::default()
+                    })
+                })
+            };
+        }
+        config.semantics = choose!("REPRISE_SEMANTICS", Semantics);
+        config.tickets = choose!("REPRISE_TICKETS", Tickets);
+        config.unclean = choose!("REPRISE_UNCLEAN", Unclean);
+        config.log = choose!("REPRISE_LOG", Log);
+        config.cache = text("REPRISE_CACHE").map_or(Place::Memory, |url| {
+            url.parse().unwrap_or_else(|error| {
+                complaints.push(format!("REPRISE_CACHE={url:?}: {error}: each process caches for itself"));
+                Place::Memory
+            })
+        });
+        config.stats = variable("REPRISE_STATS").filter(|path| !path.is_empty()).map(PathBuf::from);
+        config
     }
 }
 
@@ -72,7 +191,7 @@ pub fn load(trusted: bool) {
 }
 
 pub fn get() -> &'static Config {
-    CONFIG.get_or_init(|| Box::new(Config::from(|_| None)))
+    CONFIG.get_or_init(Box::default)
 }
 
 #[cfg(test)]
@@ -85,27 +204,89 @@ mod tests {
 
     #[test]
     fn nothing_set_and_empty_are_the_defaults() {
-        let default = Config { semantics: Semantics::Documented, logs: true, stats: None, complaint: None };
-        assert_eq!(config(&[]), default);
-        assert_eq!(config(&[("REPRISE_SEMANTICS", ""), ("REPRISE_LOG", ""), ("REPRISE_STATS", "")]), default);
+        assert_eq!(config(&[]), Config::default());
+        assert_eq!(
+            config(&[
+                ("REPRISE_SEMANTICS", ""),
+                ("REPRISE_TICKETS", ""),
+                ("REPRISE_UNCLEAN", ""),
+                ("REPRISE_CACHE", ""),
+                ("REPRISE_LOG", ""),
+                ("REPRISE_STATS", "")
+            ]),
+            Config::default()
+        );
     }
 
     #[test]
     fn what_is_set_counts() {
-        let config = config(&[("REPRISE_SEMANTICS", "stock"), ("REPRISE_LOG", "off"), ("REPRISE_STATS", "/tmp/x")]);
+        let config = config(&[
+            ("REPRISE_SEMANTICS", "stock"),
+            ("REPRISE_TICKETS", "stateful"),
+            ("REPRISE_UNCLEAN", "keep"),
+            ("REPRISE_CACHE", "shm:web?size=32M&keep=off"),
+            ("REPRISE_LOG", "off"),
+            ("REPRISE_STATS", "/tmp/x"),
+        ]);
+        let web = Spec { size: 32 << 20, keep: false, ..Spec::new("web").unwrap() };
         assert_eq!(
             config,
-            Config { semantics: Semantics::Stock, logs: false, stats: Some("/tmp/x".into()), complaint: None }
+            Config {
+                semantics: Semantics::Stock,
+                tickets: Tickets::Stateful,
+                unclean: Unclean::Keep,
+                cache: Place::Shm(web),
+                log: Log::Off,
+                stats: Some("/tmp/x".into()),
+                complaints: vec![]
+            }
         );
     }
 
     #[test]
-    fn an_unknown_value_is_named_and_the_default_used() {
-        let config = config(&[("REPRISE_SEMANTICS", "Stock")]);
-        assert_eq!(config.semantics, Semantics::Documented);
+    fn each_unknown_value_is_named_and_the_default_used() {
+        let config = config(&[("REPRISE_SEMANTICS", "Stock"), ("REPRISE_LOG", "no"), ("REPRISE_CACHE", "shm:a/b")]);
+        assert_eq!((config.semantics, config.cache), (Semantics::Documented, Place::Memory));
         assert_eq!(
-            config.complaint.unwrap(),
-            r#"REPRISE_SEMANTICS="Stock" is unknown (use documented or stock): documented is used"#
+            config.complaints[..2],
+            [
+                r#"REPRISE_SEMANTICS="Stock" is unknown (use documented or stock): documented is used"#,
+                r#"REPRISE_LOG="no" is unknown (use error or off): error is used"#
+            ]
         );
+        assert!(config.complaints[2].starts_with(r#"REPRISE_CACHE="shm:a/b": "#), "{:?}", config.complaints[2]);
+    }
+
+    #[test]
+    fn cache_urls() {
+        let shm = |url: &str| match url.parse() {
+            Ok(Place::Shm(spec)) => (spec.size, spec.keep),
+            other => panic!("{url}: {other:?}"),
+        };
+        assert_eq!("memory:".parse(), Ok(Place::Memory));
+        assert_eq!(shm("shm:web"), (64 << 20, true));
+        assert_eq!(shm("shm:web?size=1G"), (1 << 30, true));
+        assert_eq!(shm("shm:/srv/cache?keep=off&size=2097152"), (2 << 20, false));
+        for (url, says) in [
+            ("", "no cache URL"),
+            ("web", "no cache URL"),
+            ("shm", "no cache URL"),
+            ("redis:", "no cache URL"),
+            ("memory:x", "no cache URL"),
+            ("memory:?size=1M", "no parameter size"),
+            ("shm:", "name"),
+            ("shm:..", "name"),
+            ("shm:web?size=", "size= is no size"),
+            ("shm:web?size=12Q", "size=12Q is no size"),
+            ("shm:web?size=-1", "size=-1 is no size"),
+            ("shm:web?size=1K", "size=1K is out of range"),
+            ("shm:web?size=99999999G", "out of range"),
+            ("shm:web?size=99999999999999999999", "is no size"),
+            ("shm:web?keep=maybe", "keep=maybe is unknown"),
+            ("shm:web?ttl=3", "no parameter ttl"),
+        ] {
+            let error = url.parse::<Place>().expect_err(url);
+            assert!(error.contains(says), "{url}: {error}");
+        }
     }
 }

@@ -45,7 +45,7 @@ unsafe extern "C" fn remove(ctx: *mut SSL_CTX, session: *mut SSL_SESSION) {
         if context.is_sentinel(&session) {
             context.end();
         } else {
-            context.removed(&session);
+            context.condemned(&session);
         }
         Some(())
     });

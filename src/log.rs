@@ -1,6 +1,6 @@
 //! What Reprise has to say to a person: rare, one line, on stderr. `REPRISE_LOG=off` silences it.
 
-use crate::config;
+use crate::config::{self, Log};
 use std::fmt;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::io::Write;
@@ -13,7 +13,7 @@ pub fn once(message: fmt::Arguments<'_>) {
     let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(&line).max(1);
     for place in &SAID {
         match place.compare_exchange(0, hash, Relaxed, Relaxed) {
-            Ok(_) if config::get().logs => {
+            Ok(_) if config::get().log == Log::Error => {
                 let _ = std::io::stderr().write_all(line.as_bytes());
                 return;
             }

@@ -38,6 +38,6 @@ if [ -n "$missing" ]; then
     fi
 fi
 command -v cargo >/dev/null || {
-    echo "Rust 1.85 or newer is missing. See https://rustup.rs, or run: sudo apt-get install rustup && rustup default stable" >&2
+    echo "Rust 1.88 or newer is missing. See https://rustup.rs, or run: sudo apt-get install rustup && rustup default stable" >&2
     exit 1
 }

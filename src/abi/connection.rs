@@ -3,7 +3,7 @@
 use super::{border, ours};
 use crate::context::Context;
 use crate::libssl::types::*;
-use crate::libssl::{context, generator, table, Connection};
+use crate::libssl::{context, generator, table, unclean, Connection};
 use libc::{c_int, c_uchar, c_uint};
 use std::ptr::null_mut;
 
@@ -108,4 +108,69 @@ pub unsafe extern "C" fn SSL_set_generate_session_id(ssl: *mut SSL, cb: Generato
         // SAFETY: by the caller's promise.
         Some(unsafe { (table().SSL_set_generate_session_id)(ssl, cb) })
     })
+}
+
+/// Frees a reference to a connection. Under REPRISE_UNCLEAN=keep the session of one that was not shut down stays.
+///
+/// # Safety
+/// As libssl requires.
+#[no_mangle]
+pub unsafe extern "C" fn SSL_free(ssl: *mut SSL) {
+    border((), || {
+        // SAFETY: by the caller's promise.
+        unsafe { unclean::free(ssl) };
+        Some(())
+    })
+}
+
+/// Makes a connection ready to be used again. As to its session, see SSL_free.
+///
+/// # Safety
+/// As libssl requires.
+#[no_mangle]
+pub unsafe extern "C" fn SSL_clear(s: *mut SSL) -> c_int {
+    // SAFETY: by the caller's promise.
+    border(0, || Some(unsafe { unclean::clear(s) }))
+}
+
+/// Makes a connection a client's, which has tickets as its program wants them, whatever REPRISE_TICKETS says of servers.
+///
+/// # Safety
+/// `s` is a live connection.
+#[no_mangle]
+pub unsafe extern "C" fn SSL_set_connect_state(s: *mut SSL) {
+    border((), || {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            (table().SSL_set_connect_state)(s);
+            leave_tickets(s);
+        }
+        Some(())
+    })
+}
+
+/// Starts a client's handshake: see SSL_set_connect_state.
+///
+/// # Safety
+/// `ssl` is a live connection.
+#[no_mangle]
+pub unsafe extern "C" fn SSL_connect(ssl: *mut SSL) -> c_int {
+    border(-1, || {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            leave_tickets(ssl);
+            Some((table().SSL_connect)(ssl))
+        }
+    })
+}
+
+/// # Safety
+/// `ssl` is NULL or alive.
+unsafe fn leave_tickets(ssl: *mut SSL) {
+    // SAFETY: by the caller's promise.
+    if let Some(connection) = unsafe { Connection::borrow(ssl) } {
+        if let Some(context) = Context::of(&connection).filter(|context| context.has_stateful_tickets()) {
+            context.leave_tickets(&connection);
+        }
+    }
 }

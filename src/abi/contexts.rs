@@ -1,13 +1,14 @@
-//! SSL_CTX_new(3), SSL_new(3): where the takeover and the connections begin
+//! SSL_CTX_new(3), SSL_CTX_set_session_id_context(3), SSL_new(3): where the takeover and the connections begin
 
 use super::{border, ours};
 use crate::context::Context;
 use crate::hooks::HOOKS;
 use crate::libssl::context::{self, Make};
 use crate::libssl::types::*;
-use crate::libssl::{prepare_marker, table, Ctx};
-use libc::c_char;
+use crate::libssl::{prepare_marker, table, Connection, Ctx};
+use libc::{c_char, c_int, c_uchar, c_uint};
 use std::ptr::null_mut;
+use std::slice::from_raw_parts;
 
 /// Makes an SSL_CTX whose session cache Reprise serves. NULL on failure, with libssl's error on the queue.
 ///
@@ -40,15 +41,47 @@ pub unsafe extern "C" fn SSL_CTX_new_ex(
 /// `ctx` is NULL or a live SSL_CTX.
 #[no_mangle]
 pub unsafe extern "C" fn SSL_new(ctx: *mut SSL_CTX) -> *mut SSL {
-    border((), || {
-        let context = ours(ctx)?;
-        if !context.lost(HOOKS) {
+    border(null_mut(), || {
+        let context = ours(ctx).filter(|context| !context.lost(HOOKS));
+        if let Some(context) = context {
             context.connection();
         }
-        Some(())
-    });
-    // SAFETY: by the caller's promise; libssl allows NULL.
-    border(null_mut(), || Some(unsafe { (table().SSL_new)(ctx) }))
+        // SAFETY: by the caller's promise; libssl allows NULL. What it made is alive.
+        unsafe {
+            let ssl = (table().SSL_new)(ctx);
+            if let Some((context, connection)) = context.zip(Connection::borrow(ssl)) {
+                context.made(&connection);
+            }
+            Some(ssl)
+        }
+    })
+}
+
+/// Says which sessions may be resumed in `ctx` (SSL_CTX_set_session_id_context(3)). In a cache that others use as well
+/// they do not cross to contexts where it is another one. Returns 1, or 0 with an error on the queue.
+///
+/// # Safety
+/// `ctx` is NULL or a live SSL_CTX, `sid_ctx` is `sid_ctx_len` bytes.
+#[no_mangle]
+pub unsafe extern "C" fn SSL_CTX_set_session_id_context(
+    ctx: *mut SSL_CTX,
+    sid_ctx: *const c_uchar,
+    sid_ctx_len: c_uint,
+) -> c_int {
+    border(0, || {
+        if ctx.is_null() {
+            return None;
+        }
+        // SAFETY: by the caller's promise; what libssl accepted has at most 32 bytes and may be NULL only if empty.
+        unsafe {
+            let set = (table().SSL_CTX_set_session_id_context)(ctx, sid_ctx, sid_ctx_len);
+            if let Some(context) = ours(ctx).filter(|_| set == 1) {
+                let empty = sid_ctx.is_null() || sid_ctx_len == 0;
+                context.set_id_context(if empty { &[] } else { from_raw_parts(sid_ctx, sid_ctx_len as usize) });
+            }
+            Some(set)
+        }
+    })
 }
 
 /// # Safety

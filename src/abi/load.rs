@@ -20,6 +20,20 @@ extern "C" fn load() {
 #[link_section = ".init_array"]
 static LOAD: extern "C" fn() = load;
 
+/// The process ends in good order. (Many do not; nothing depends on it.)
+#[cfg_attr(miri, allow(dead_code))]
+extern "C" fn unload() {
+    super::border((), || {
+        context::end_of_process();
+        Some(())
+    })
+}
+
+#[cfg(not(miri))]
+#[used]
+#[link_section = ".fini_array"]
+static UNLOAD: extern "C" fn() = unload;
+
 unsafe extern "C" fn prepare() {
     super::border((), || {
         context::fork::prepare();

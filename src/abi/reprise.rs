@@ -1,12 +1,13 @@
 //! Reprise's own functions. Errors are on OpenSSL's error queue, from the library "reprise".
 
 use super::border;
-use crate::config::Semantics;
+use crate::config::{Semantics, Tickets, Unclean};
 use crate::context::counters::Count;
 use crate::context::{registry, Context};
-use crate::libssl::error::{raise, Error};
+use crate::libssl::error::{raise, raise_with, Error};
 use crate::libssl::types::SSL_CTX;
 use libc::{c_char, c_int, size_t};
+use std::ffi::CStr;
 
 /// Do what the manual pages promise.
 pub const REPRISE_SEMANTICS_DOCUMENTED: c_int = 0;
@@ -14,6 +15,20 @@ const _: () = assert!(REPRISE_SEMANTICS_DOCUMENTED == Semantics::Documented as c
 /// Do what the loaded libssl does where it differs from the manual pages.
 pub const REPRISE_SEMANTICS_STOCK: c_int = 1;
 const _: () = assert!(REPRISE_SEMANTICS_STOCK == Semantics::Stock as c_int);
+
+/// Tickets as the program asks libssl for them.
+pub const REPRISE_TICKETS_AS_IS: c_int = 0;
+const _: () = assert!(REPRISE_TICKETS_AS_IS == Tickets::AsIs as c_int);
+/// Only tickets that name a session in the cache.
+pub const REPRISE_TICKETS_STATEFUL: c_int = 1;
+const _: () = assert!(REPRISE_TICKETS_STATEFUL == Tickets::Stateful as c_int);
+
+/// A connection that ends without close_notify costs the session, as libssl has it.
+pub const REPRISE_UNCLEAN_DROP: c_int = 0;
+const _: () = assert!(REPRISE_UNCLEAN_DROP == Unclean::Drop as c_int);
+/// It does not; a fatal alert still does.
+pub const REPRISE_UNCLEAN_KEEP: c_int = 1;
+const _: () = assert!(REPRISE_UNCLEAN_KEEP == Unclean::Keep as c_int);
 
 /// The version of the struct that follows.
 pub const REPRISE_STATS_VERSION: u32 = 1;
@@ -89,13 +104,7 @@ fn ours(ctx: *mut SSL_CTX) -> Option<&'static Context> {
 pub unsafe extern "C" fn reprise_ctx_set_semantics(ctx: *mut SSL_CTX, semantics: c_int) -> c_int {
     border(0, || {
         let context = ours(ctx)?;
-        match Semantics::from_number(semantics) {
-            Some(semantics) => context.set_semantics(semantics),
-            None => {
-                raise(Error::UnknownSemantics);
-                return None;
-            }
-        }
+        context.set_semantics(known(Semantics::from_number(semantics), Error::UnknownSemantics)?);
         Some(1)
     })
 }
@@ -107,6 +116,70 @@ pub unsafe extern "C" fn reprise_ctx_set_semantics(ctx: *mut SSL_CTX, semantics:
 #[no_mangle]
 pub unsafe extern "C" fn reprise_ctx_get_semantics(ctx: *mut SSL_CTX) -> c_int {
     border(-1, || Some(ours(ctx)?.semantics() as c_int))
+}
+
+/// Chooses where the sessions of one SSL_CTX are cached, best before it is used: "memory:", in this process, or
+/// "shm:NAME?size=64M", in memory that all processes of this user share which name it. The environment variable
+/// REPRISE_CACHE chooses for all contexts. What is cached in this process moves along. Returns 1, or 0 with an
+/// error on the queue, and then nothing has changed.
+///
+/// # Safety
+/// `ctx` is NULL or a live SSL_CTX, `url` is NULL or a string.
+#[no_mangle]
+pub unsafe extern "C" fn reprise_ctx_set_cache(ctx: *mut SSL_CTX, url: *const c_char) -> c_int {
+    border(0, || {
+        let context = ours(ctx)?;
+        if url.is_null() {
+            raise(Error::NullArgument);
+            return None;
+        }
+        // SAFETY: by the caller's promise.
+        let url = unsafe { CStr::from_ptr(url) }.to_string_lossy();
+        match url.parse().and_then(|place| context.set_cache(&place)) {
+            Ok(()) => Some(1),
+            Err(error) => {
+                raise_with(Error::Cache, &format!("{url}: {error}"));
+                None
+            }
+        }
+    })
+}
+
+/// Chooses REPRISE_TICKETS_AS_IS or REPRISE_TICKETS_STATEFUL for the servers of one SSL_CTX. Stateful tickets only name a
+/// session in the cache: it can be revoked, and whoever shares the cache knows them without ticket keys. The environment
+/// variable REPRISE_TICKETS chooses for all contexts. Returns 1, or 0 with an error on the queue.
+///
+/// # Safety
+/// `ctx` is NULL or a live SSL_CTX.
+#[no_mangle]
+pub unsafe extern "C" fn reprise_ctx_set_tickets(ctx: *mut SSL_CTX, tickets: c_int) -> c_int {
+    border(0, || {
+        let context = ours(ctx)?;
+        context.set_tickets(known(Tickets::from_number(tickets), Error::UnknownTickets)?);
+        Some(1)
+    })
+}
+
+/// Chooses REPRISE_UNCLEAN_DROP or REPRISE_UNCLEAN_KEEP for the servers of one SSL_CTX: whether a session stays whose
+/// connection ends without close_notify, as most of the web's do. The environment variable REPRISE_UNCLEAN chooses for
+/// all contexts. Returns 1, or 0 with an error on the queue.
+///
+/// # Safety
+/// `ctx` is NULL or a live SSL_CTX.
+#[no_mangle]
+pub unsafe extern "C" fn reprise_ctx_set_unclean(ctx: *mut SSL_CTX, unclean: c_int) -> c_int {
+    border(0, || {
+        let context = ours(ctx)?;
+        context.set_unclean(known(Unclean::from_number(unclean), Error::UnknownUnclean)?);
+        Some(1)
+    })
+}
+
+fn known<T>(choice: Option<T>, error: Error) -> Option<T> {
+    if choice.is_none() {
+        raise(error);
+    }
+    choice
 }
 
 /// Fills in `*stats`, which has `size` bytes: pass sizeof(reprise_stats). A program made for an older version gets the
@@ -122,7 +195,7 @@ pub unsafe extern "C" fn reprise_ctx_stats(ctx: *mut SSL_CTX, stats: *mut repris
             raise(Error::NullArgument);
             return None;
         }
-        if size < std::mem::offset_of!(reprise_stats, sessions) || size % 8 != 0 {
+        if size < std::mem::offset_of!(reprise_stats, sessions) || !size.is_multiple_of(8) {
             raise(Error::WrongSize);
             return None;
         }

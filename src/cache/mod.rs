@@ -61,9 +61,9 @@ pub trait Session: Clone + Send + Sync + 'static {
 
 /// A session that can leave the process as bytes.
 pub trait Portable: Session {
-    /// Appends it to `out`; `false` if it has no such form, and then what was appended counts for nothing.
+    /// Appends what [`Portable::read`] makes an equal session of; `false` where that cannot be had.
     fn write(&self, out: &mut Vec<u8>) -> bool;
-    /// A reference of the caller's own to an object made of what `write` appended.
+    /// A new object. `None` for bytes that are no session.
     fn read(bytes: &[u8]) -> Option<Self>;
 }
 
@@ -122,6 +122,12 @@ pub trait Cache<S: Session>: Send + Sync {
     fn set_limit(&self, limit: usize);
     /// A reference to each session cached now.
     fn snapshot(&self) -> Vec<S>;
+    /// Whether other processes use it, too, and it outlives this one. What comes out of it are then equal copies.
+    fn is_shared(&self) -> bool {
+        false
+    }
+    /// Tells a shared cache which of its sessions are meant from now on: those of contexts with the same identity.
+    fn set_service(&self, _identity: [u64; 2]) {}
     /// Stops every change until the result is dropped: nothing is half-done in a process forked meanwhile.
     fn hold(&'static self) -> Box<dyn Held>;
 }
@@ -129,6 +135,32 @@ pub trait Cache<S: Session>: Send + Sync {
 /// A cache in this process's memory, without a limit.
 pub fn in_memory<S: Session>() -> Box<dyn Cache<S>> {
     Box::new(memory::Memory::new(0))
+}
+
+/// Where a cache is.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum Place {
+    /// In this process's memory.
+    #[default]
+    Memory,
+    /// In memory that the processes of a machine share.
+    Shm(shm::Spec),
+}
+
+/// The cache at `place`, made if it is not there, without a limit. The error is a sentence for a person.
+pub fn open<S: Portable>(place: &Place) -> Result<Box<dyn Cache<S>>, String> {
+    match place {
+        Place::Memory => Ok(in_memory()),
+        Place::Shm(spec) => match shm::Area::open(spec) {
+            Ok(area) => Ok(Box::new(shm::Shm::new(area))),
+            Err(error) => Err(error.to_string()),
+        },
+    }
+}
+
+/// This process ends: caches that are only kept while they are used may go.
+pub fn leave() {
+    shm::leave();
 }
 
 /// The locks of a cache; dropping it lets them go.

@@ -3,15 +3,17 @@
 //! The rules are named as the manual pages' promises are numbered in `docs/conformance.md` (CB3, ADD2, ...). Where
 //! `Semantics::Stock` differs, it does what libssl does.
 
+mod caches;
 pub mod counters;
 pub mod registry;
 mod spent;
 
-use crate::cache::{self, Cache, Collision, Departure, Inserted, Key, Seconds, Session as _};
-use crate::config::{self, Semantics};
+use crate::cache::{self, Cache, Collision, Departure, Inserted, Key, Place, Seconds, Session as _};
+use crate::config::{self, Semantics, Tickets, Unclean};
 use crate::libssl::{self, now, types::*};
-use crate::libssl::{Connection, Ctx, CtxCell, Hooks, Session, SessionTable, Slot};
+use crate::libssl::{Connection, Ctx, CtxCell, Hooks, Service, Session, SessionTable, Slot};
 use crate::{log, totals};
+use caches::Caches;
 use counters::{Count, Counters};
 use smallvec::SmallVec;
 use spent::Spent;
@@ -27,7 +29,11 @@ pub struct Context {
     mode: AtomicU32,
     /// The limit as the program gave it (SIZE1).
     size: AtomicU64,
+    /// Whether the program gave one.
+    sized: AtomicBool,
     semantics: AtomicU32,
+    tickets: AtomicU32,
+    unclean: AtomicU32,
     /// SSL_CTX_free has begun.
     ending: AtomicBool,
     /// Nothing is stored any more.
@@ -36,7 +42,9 @@ pub struct Context {
     pub remove_callback: Slot<RemoveCallback>,
     pub get_callback: Slot<GetCallback>,
     counters: Counters,
-    cache: Box<dyn Cache<Session>>,
+    caches: Caches,
+    /// Whose sessions are this context's in a cache that others use, too.
+    service: Service,
     /// Tickets accepted for early data that an external cache might bring back.
     spent: Spent,
     /// One thread at a time clears expired sessions; nobody waits for it.
@@ -61,14 +69,18 @@ impl Context {
             sentinel: AtomicUsize::new(0),
             mode: AtomicU32::new(0),
             size: AtomicU64::new(0),
+            sized: AtomicBool::new(false),
             semantics: AtomicU32::new(0),
+            tickets: AtomicU32::new(0),
+            unclean: AtomicU32::new(0),
             ending: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             new_callback: Slot::<NewCallback>::empty(),
             remove_callback: Slot::<RemoveCallback>::empty(),
             get_callback: Slot::<GetCallback>::empty(),
             counters: Counters::default(),
-            cache: cache::in_memory(),
+            caches: Caches::new(),
+            service: Service::default(),
             spent: Spent::new(),
             sweep: parking_lot::Mutex::default(),
             table: Mutex::new(None),
@@ -79,7 +91,7 @@ impl Context {
     /// that, the SSL_CTX stays as libssl made it.
     pub fn take_over(ctx: Ctx, hooks: Hooks) {
         let config = config::get();
-        for complaint in config.complaint.iter().chain(totals::complaint()) {
+        for complaint in config.complaints.iter().chain(totals::complaint()) {
             log::once(format_args!("{complaint}"));
         }
         let taken = registry::enter(ctx.as_ptr(), |context| {
@@ -93,6 +105,14 @@ impl Context {
             context.remove_callback.set(None);
             context.get_callback.set(None);
             context.counters.reset();
+            context.service.reset();
+            context.sized.store(false, Relaxed);
+            context.set_tickets(config.tickets);
+            context.set_unclean(config.unclean);
+            if let Err(error) = context.caches.choose(&config.cache) {
+                log::once(format_args!("REPRISE_CACHE: {error}: each process caches for itself"));
+                let _ = context.caches.choose(&Place::Memory);
+            }
             context.set_semantics(config.semantics);
             context.set_mode(SSL_SESS_CACHE_SERVER);
             true
@@ -114,7 +134,9 @@ impl Context {
                 get: self.get_callback.get(),
             };
             let mut sessions = Vec::new();
-            self.cache.clear(&mut |session| sessions.push(session));
+            if !self.caches.current().is_shared() {
+                self.cache().clear(&mut |session| sessions.push(session));
+            }
             ctx.hand_back(hooks, program, self.mode(), self.size() as c_long, sessions);
             log::once(format_args!("callbacks of an SSL_CTX were set past Reprise: libssl caches its sessions again"));
         }
@@ -142,6 +164,74 @@ impl Context {
     pub fn set_semantics(&self, semantics: Semantics) {
         self.semantics.store(semantics as u32, Relaxed);
         self.set_limit();
+    }
+
+    /// The policy of REPRISE_TICKETS for this context.
+    pub fn set_tickets(&self, tickets: Tickets) {
+        self.tickets.store(tickets as u32, Relaxed);
+    }
+
+    pub fn has_stateful_tickets(&self) -> bool {
+        self.tickets.load(Relaxed) == Tickets::Stateful as u32
+    }
+
+    /// REPRISE_TICKETS, for a connection that was just made. It is a server's unless its program says otherwise.
+    pub fn made(&self, connection: &Connection) {
+        if self.has_stateful_tickets() && connection.is_server() {
+            connection.make_tickets_stateful();
+        }
+    }
+
+    /// The connection turned out to be a client's.
+    pub fn leave_tickets(&self, connection: &Connection) {
+        if let Some(ctx) = self.ctx() {
+            connection.leave_tickets(ctx);
+        }
+    }
+
+    /// The policy of REPRISE_UNCLEAN for this context.
+    pub fn set_unclean(&self, unclean: Unclean) {
+        self.unclean.store(unclean as u32, Relaxed);
+        if unclean == Unclean::Keep {
+            libssl::unclean::watch();
+        }
+    }
+
+    fn keeps_unclean(&self) -> bool {
+        self.unclean.load(Relaxed) == Unclean::Keep as u32
+    }
+
+    /// From now on the sessions are at `place`; those in this process's memory move there. The error is a sentence for a
+    /// person, and then nothing has changed.
+    pub fn set_cache(&self, place: &Place) -> Result<(), String> {
+        let mut moving = Vec::new();
+        let before = self.caches.current();
+        self.caches.choose(place)?;
+        self.set_limit();
+        if !before.is_shared() && !std::ptr::addr_eq(before, self.caches.current()) {
+            before.clear(&mut |session| moving.push(session));
+        }
+        for session in moving {
+            totals::sessions(-1);
+            self.store(session, Collision::Replace);
+        }
+        Ok(())
+    }
+
+    /// The internal cache. A shared one is told whose sessions are meant.
+    fn cache(&self) -> &dyn Cache<Session> {
+        let cache = self.caches.current();
+        if cache.is_shared() {
+            if let Some(ctx) = self.ctx() {
+                cache.set_service(self.service.identity(ctx));
+            }
+        }
+        cache
+    }
+
+    /// SSL_CTX_set_session_id_context(3): sessions do not cross from one such context to another.
+    pub fn set_id_context(&self, id_context: &[u8]) {
+        self.service.set_id_context(id_context);
     }
 
     fn count(&self, count: Count) {
@@ -178,6 +268,7 @@ impl Context {
     /// Returns the previous size (SIZE1). A smaller one takes effect when the next session is added.
     pub fn set_size(&self, size: u64) -> u64 {
         let previous = self.size.swap(size, Relaxed);
+        self.sized.store(true, Relaxed);
         self.set_limit();
         previous
     }
@@ -187,14 +278,16 @@ impl Context {
         // SIZE1, stock from 3.0 on: the new session is counted before room is made for it.
         let counts_new = !self.is_documented() && libssl::is_3_or_later();
         let limit = if counts_new && size > 1 { size - 1 } else { size };
-        self.cache.set_limit(limit);
+        // What a shared cache holds is set with its size in bytes, unless the program asks for less.
+        let unlimited = self.caches.current().is_shared() && !self.sized.load(Relaxed);
+        self.caches.current().set_limit(if unlimited { 0 } else { limit });
     }
 }
 
 /// SSL_CTX_sess_number(3)
 impl Context {
     pub fn number(&self) -> usize {
-        self.cache.len()
+        self.cache().len()
     }
 
     /// The value of one of SSL_CTRL_SESS_NUMBER to SSL_CTRL_SESS_CACHE_FULL (STAT1). What only libssl sees it counts.
@@ -230,14 +323,15 @@ impl Context {
         let again = (!self.is_documented()).then(|| session.clone());
         let inserted = self.store(session, Collision::Replace);
         if let (Inserted::Same, Some(session)) = (inserted, again) {
-            self.cache.expiry_changed(&session);
+            self.cache().expiry_changed(&session);
         }
         matches!(inserted, Inserted::Added | Inserted::Replaced)
     }
 
-    /// Removes what has `session`'s id and marks `session` (ADD5, ADD6). Whether something was removed.
-    pub fn remove(&self, session: &Session) -> bool {
-        if session.id().is_empty() {
+    /// Removes what has `session`'s id and marks `session` (ADD5, ADD6). Whether something was removed. `caller` is the
+    /// address of the call: where libssl is not built -Bsymbolic, its own calls come here, too.
+    pub fn remove(&self, session: &Session, caller: usize) -> bool {
+        if session.id().is_empty() || self.spares() && libssl::unclean::is_in_libssl(caller) {
             return false;
         }
         match self.ctx() {
@@ -247,6 +341,26 @@ impl Context {
         self.removed(session)
     }
 
+    /// Whether libssl condemns a session now for an end that does not cost it (REPRISE_UNCLEAN).
+    fn spares(&self) -> bool {
+        self.keeps_unclean() && libssl::unclean::is_why()
+    }
+
+    /// Libssl has condemned and marked `session`.
+    pub fn condemned(&self, session: &Session) {
+        if !self.spares() {
+            self.removed(session);
+            return;
+        }
+        // The mark cannot be undone: where the object itself is cached, an equal one takes its place.
+        let cache = self.cache();
+        if cache.get(&session.key()).is_some_and(|cached| cached.same(session)) {
+            if let Some(copy) = session.unmarked_copy() {
+                cache.insert(copy, Collision::Replace, &mut |_, _| {});
+            }
+        }
+    }
+
     /// After `session` was marked: it leaves, whether libssl or the program condemned it (CB5, CB6). Whether it was there.
     pub fn removed(&self, session: &Session) -> bool {
         if self.ctx().is_some_and(|ctx| ctx.redeem(session)) {
@@ -254,7 +368,7 @@ impl Context {
             self.notify(session);
             return true;
         }
-        let cached = self.cache.take(&session.key());
+        let cached = self.cache().take(&session.key());
         match &cached {
             Some(cached) => {
                 self.count(Count::Removed);
@@ -273,16 +387,16 @@ impl Context {
     pub fn flush(&self, time: Seconds) {
         let mut left = |session| self.departed(session, Count::Flushed);
         if time == 0 {
-            self.cache.clear(&mut left);
+            self.cache().clear(&mut left);
         } else {
             // No more than there are: a callback may add what has expired again.
-            self.cache.expire(time, self.number(), &mut left);
+            self.cache().expire(time, self.number(), &mut left);
         }
     }
 
     /// An LHASH of the sessions cached now, good until the next call or the end of the context.
     pub fn table(&self) -> *mut c_void {
-        let table = SessionTable::new(self.cache.snapshot());
+        let table = SessionTable::new(self.cache().snapshot());
         let pointer = table.as_ref().map_or(std::ptr::null_mut(), SessionTable::as_ptr);
         let previous = std::mem::replace(&mut *self.lock_table(), table);
         drop(previous);
@@ -295,7 +409,7 @@ impl Context {
 
     /// Whether an id is taken in the internal cache (ID1).
     pub fn has(&self, version: i32, id: &[u8]) -> bool {
-        Key::new(version, id).is_some_and(|key| self.cache.contains(&key))
+        Key::new(version, id).is_some_and(|key| self.cache().contains(&key))
     }
 
     /// Whether `session` is the sentinel, with which libssl says that the context ends.
@@ -308,14 +422,18 @@ impl Context {
         if self.ending.swap(true, Relaxed) {
             return;
         }
+        // A shared cache goes on without this context.
+        let own = !self.caches.current().is_shared();
         // A callback may add sessions still, if it does not go on for ever.
         for _ in 0..16 {
-            if !self.cache.is_empty() {
+            if own && !self.cache().is_empty() {
                 self.flush(0);
             }
         }
         self.closed.store(true, Relaxed);
-        self.flush(0);
+        if own {
+            self.flush(0);
+        }
         let table = self.lock_table().take();
         drop(table);
         self.spent.clear();
@@ -332,8 +450,15 @@ impl Context {
 /// Judges a session anew wherever it is cached: its time or timeout was changed (FLUSH2).
 pub fn expiry_changed(session: &Session) {
     registry::all()
-        .filter(|context| !context.cache.is_empty())
-        .for_each(|context| context.cache.expiry_changed(session));
+        // Not through `cache`: the SSL_CTX may be ending in another thread.
+        .map(|context| context.caches.current())
+        .filter(|cache| !cache.is_empty())
+        .for_each(|cache| cache.expiry_changed(session));
+}
+
+/// What is shared with other processes is told that this one has gone.
+pub fn end_of_process() {
+    cache::leave();
 }
 
 /// Between a program's callbacks and the cache
@@ -342,7 +467,7 @@ impl Context {
         if self.closed.load(Relaxed) {
             return Inserted::Refused;
         }
-        let inserted = self.cache.insert(session, collision, &mut |session, why| match why {
+        let inserted = self.cache().insert(session, collision, &mut |session, why| match why {
             Departure::Evicted => self.departed(session, Count::Evicted),
             Departure::Replaced => self.replaced(session),
         });
@@ -388,7 +513,7 @@ impl Context {
     pub fn connection(&self) {
         const GRACE: usize = 64;
         const SHARES: usize = 128;
-        if self.has_mode(SSL_SESS_CACHE_NO_AUTO_CLEAR) || !self.cache.has_expired(now()) {
+        if self.has_mode(SSL_SESS_CACHE_NO_AUTO_CLEAR) || !self.cache().has_expired(now()) {
             return;
         }
         let Some(mut sweep) = self.sweep.try_lock() else { return };
@@ -399,7 +524,7 @@ impl Context {
         sweep.share = sweep.share.max(self.number() / SHARES + 1);
         let most = sweep.share;
         let mut expired = SmallVec::<[Session; 16]>::new();
-        if self.cache.expire(now(), most, &mut |session| expired.push(session)) < most {
+        if self.cache().expire(now(), most, &mut |session| expired.push(session)) < most {
             *sweep = Sweep::default();
         }
         drop(sweep);
@@ -427,7 +552,7 @@ impl Context {
         let Some(keeps) = self.new_callback.call(connection, session) else { return false };
         // CB3. It is not marked and remove_cb is not called: programs that have just stored it as bytes return 0, and
         // would delete what they stored.
-        if !keeps && self.is_documented() && self.cache.take_same(session).is_some() {
+        if !keeps && self.is_documented() && self.cache().take_same(session).is_some() {
             self.count(Count::Rejected);
             totals::sessions(-1);
         }
@@ -456,7 +581,7 @@ impl Context {
     }
 
     fn lookup_internal(&self, ctx: Ctx, key: &Key, once: bool) -> Option<Session> {
-        let found = if once { self.cache.take(key) } else { self.cache.get(key) };
+        let found = if once { self.cache().take(key) } else { self.cache().get(key) };
         let Some(session) = found else {
             self.count(Count::Misses);
             return None;
@@ -534,7 +659,7 @@ impl Context {
         let now = now();
         if self.has_mode(SSL_SESS_CACHE_UPDATE_TIME) && session.expiry() >= now && !session.allows_early_data() {
             session.set_time(now);
-            self.cache.expiry_changed(session);
+            self.cache().expiry_changed(session);
         }
     }
 }
@@ -558,7 +683,7 @@ pub mod fork {
         HELD.with(|place| place.borrow_mut().clear());
     }
 
-    fn hold(context: &'static Context) -> [Box<dyn Held>; 4] {
+    fn hold(context: &'static Context) -> Vec<Box<dyn Held>> {
         // Never parked on: parking_lot's waiting threads are not safe in a forked child.
         let sweep = loop {
             match context.sweep.try_lock() {
@@ -566,6 +691,13 @@ pub mod fork {
                 None => std::thread::yield_now(),
             }
         };
-        [Box::new(sweep), context.cache.hold(), context.spent.hold(), Box::new(context.lock_table())]
+        let mut held = context.caches.hold();
+        held.extend([
+            Box::new(sweep) as Box<dyn Held>,
+            context.spent.hold(),
+            Box::new(context.lock_table()),
+            Box::new(context.service.details()),
+        ]);
+        held
     }
 }

@@ -72,6 +72,23 @@ impl Connection {
         self.has_option(ctx, OP_NO_TICKET.into())
     }
 
+    /// From now on its tickets only name a session that the cache keeps. Not in a QUIC connection, whose own options
+    /// these are not.
+    pub fn make_tickets_stateful(&self) {
+        if !self.is_quic() {
+            // SAFETY: the connection is alive.
+            unsafe { (table().SSL_set_options)(self.as_ptr(), OP_NO_TICKET.into()) };
+        }
+    }
+
+    /// Undoes that.
+    pub fn leave_tickets(&self, ctx: Ctx) {
+        if !self.is_quic() && ctx.options() & u64::from(OP_NO_TICKET) == 0 {
+            // SAFETY: the connection is alive.
+            unsafe { (table().SSL_clear_options)(self.as_ptr(), OP_NO_TICKET.into()) };
+        }
+    }
+
     /// Whether libssl protects early data against replay: each session is then good for one connection.
     pub fn has_anti_replay(&self, ctx: Ctx) -> bool {
         // SAFETY: the connection is alive.

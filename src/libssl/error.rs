@@ -3,6 +3,7 @@
 use super::{table, types::ERR_STRING_DATA};
 use libc::{c_int, c_ulong};
 use once_cell::race::OnceNonZeroUsize;
+use std::ffi::CString;
 use std::num::NonZeroUsize;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, Ordering::Relaxed};
@@ -14,13 +15,19 @@ pub enum Error {
     NotTakenOver,
     UnknownSemantics,
     WrongSize,
+    Cache,
+    UnknownTickets,
+    UnknownUnclean,
 }
 
-const REASONS: [(Error, &std::ffi::CStr); 4] = [
+const REASONS: [(Error, &std::ffi::CStr); 7] = [
     (Error::NullArgument, c"an argument is NULL"),
     (Error::NotTakenOver, c"this SSL_CTX is not served by Reprise: it was made before libreprise was loaded, or libreprise stands behind libssl: link -lreprise before -lssl"),
     (Error::UnknownSemantics, c"unknown semantics: pass REPRISE_SEMANTICS_DOCUMENTED or REPRISE_SEMANTICS_STOCK"),
     (Error::WrongSize, c"the size is not that of a reprise_stats of any version: pass sizeof(reprise_stats)"),
+    (Error::Cache, c"the cache cannot be used"),
+    (Error::UnknownTickets, c"unknown policy: pass REPRISE_TICKETS_AS_IS or REPRISE_TICKETS_STATEFUL"),
+    (Error::UnknownUnclean, c"unknown policy: pass REPRISE_UNCLEAN_DROP or REPRISE_UNCLEAN_KEEP"),
 ];
 
 /// Puts `error` on this thread's error queue.
@@ -35,6 +42,21 @@ pub fn raise(error: Error) {
             set(library, error as c_int, std::ptr::null(), null_mut());
         } else if let Some(put) = table.ERR_put_error {
             put(library, 0, error as c_int, c"reprise".as_ptr(), 0);
+        }
+    }
+}
+
+/// The same with what is to be said of this very case.
+pub fn raise_with(error: Error, details: &str) {
+    raise(error);
+    let table = table();
+    // SAFETY: OpenSSL frees the copy, which is a string of its own allocator, with the error.
+    unsafe {
+        if let (Some(set), Some(copy), Ok(text)) =
+            (table.ERR_set_error_data, table.CRYPTO_strdup, CString::new(details))
+        {
+            const OWNED_TEXT: c_int = 1 | 2; // ERR_TXT_MALLOCED | ERR_TXT_STRING
+            set(copy(text.as_ptr(), c"reprise".as_ptr(), 0), OWNED_TEXT);
         }
     }
 }

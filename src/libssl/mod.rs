@@ -7,15 +7,18 @@ pub mod error;
 pub mod generator;
 mod lhash;
 mod marker;
+mod service;
 mod session;
 mod table;
 pub mod types;
+pub mod unclean;
 
 pub use callbacks::Slot;
 pub use connection::Connection;
 pub use context::{Ctx, CtxCell, Hooks};
 pub use lhash::SessionTable;
 pub use marker::{forget as forget_markers, prepare as prepare_marker};
+pub use service::Service;
 pub use session::{now, Session};
 pub use table::table;
 

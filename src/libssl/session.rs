@@ -125,6 +125,63 @@ impl Session {
     }
 }
 
+/// What stands before the DER of a session that leaves the process.
+const PLAIN: u8 = 0;
+const MARKED: u8 = 1;
+
+impl Session {
+    /// An equal session that is not marked, without the data that programs attach to it (ex_data).
+    pub fn unmarked_copy(&self) -> Option<Session> {
+        let mut der = Vec::new();
+        self.write_der(&mut der).then(|| Session::read_der(&der))?
+    }
+
+    /// i2d_SSL_SESSION(3). A session without a cipher cannot be had as DER.
+    fn write_der(&self, out: &mut Vec<u8>) -> bool {
+        // SAFETY: the session is alive; first the length is asked for, then so many bytes are written.
+        unsafe {
+            let length = (table().i2d_SSL_SESSION)(self.as_ptr(), null_mut());
+            let Some(length) = usize::try_from(length).ok().filter(|&length| length > 0) else { return false };
+            let before = out.len();
+            if out.try_reserve(length).is_err() {
+                return false;
+            }
+            out.resize(before + length, 0);
+            let mut end = out[before..].as_mut_ptr();
+            (table().i2d_SSL_SESSION)(self.as_ptr(), &mut end) as usize == length
+        }
+    }
+
+    /// d2i_SSL_SESSION(3)
+    fn read_der(der: &[u8]) -> Option<Session> {
+        let mut at = der.as_ptr();
+        // SAFETY: `der` is as long as is said, and the new session is ours. What was no session is no error of the
+        // program's.
+        unsafe {
+            (table().ERR_set_mark)();
+            let session = (table().d2i_SSL_SESSION)(null_mut(), &mut at, der.len() as libc::c_long);
+            (table().ERR_pop_to_mark)();
+            Session::from_owned(session)
+        }
+    }
+}
+
+impl cache::Portable for Session {
+    fn write(&self, out: &mut Vec<u8>) -> bool {
+        out.push(if self.is_resumable() { PLAIN } else { MARKED });
+        self.write_der(out)
+    }
+
+    fn read(bytes: &[u8]) -> Option<Session> {
+        let (&mark, der) = bytes.split_first()?;
+        let session = Session::read_der(der)?;
+        if mark == MARKED {
+            session.mark();
+        }
+        Some(session)
+    }
+}
+
 impl Clone for Session {
     fn clone(&self) -> Session {
         // SAFETY: the session is alive, and the new reference is what the result owns.

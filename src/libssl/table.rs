@@ -71,8 +71,21 @@ functions! {
         SSL_CTX_sess_get_get_cb(ctx: *mut SSL_CTX) -> GetCallback = None;
         SSL_CTX_set_generate_session_id(ctx: *mut SSL_CTX, generator: Generator) -> c_int = 0;
         SSL_CTX_get_options(ctx: *const SSL_CTX) -> u64 = 0;
+        SSL_CTX_set_session_id_context(ctx: *mut SSL_CTX, id_context: *const c_uchar, length: c_uint) -> c_int = 0;
+        SSL_CTX_get0_certificate(ctx: *const SSL_CTX) -> *mut X509 = ptr::null_mut();
+        SSL_CTX_get_verify_mode(ctx: *const SSL_CTX) -> c_int = 0;
+        SSL_CTX_get_client_CA_list(ctx: *const SSL_CTX) -> *const c_void = ptr::null();
+        SSL_CTX_get0_CA_list(ctx: *const SSL_CTX) -> *const c_void = ptr::null();
         SSL_set_generate_session_id(ssl: *mut SSL, generator: Generator) -> c_int = 0;
         SSL_new(ctx: *mut SSL_CTX) -> *mut SSL = ptr::null_mut();
+        SSL_free(ssl: *mut SSL);
+        SSL_clear(ssl: *mut SSL) -> c_int = 0;
+        SSL_connect(ssl: *mut SSL) -> c_int = -1;
+        SSL_set_connect_state(ssl: *mut SSL);
+        SSL_ctrl(ssl: *mut SSL, command: c_int, number: c_long, pointer: *mut c_void) -> c_long = 0;
+        SSL_get_certificate(ssl: *const SSL) -> *mut X509 = ptr::null_mut();
+        SSL_set_options(ssl: *mut SSL, options: u64) -> u64 = 0;
+        SSL_clear_options(ssl: *mut SSL, options: u64) -> u64 = 0;
         SSL_has_matching_session_id(ssl: *const SSL, id: *const c_uchar, length: c_uint) -> c_int = 0;
         SSL_get_session(ssl: *const SSL) -> *mut SSL_SESSION = ptr::null_mut();
         SSL_get1_session(ssl: *mut SSL) -> *mut SSL_SESSION = ptr::null_mut();
@@ -100,11 +113,22 @@ functions! {
         SSL_SESSION_get0_cipher(session: *const SSL_SESSION) -> *const SSL_CIPHER = ptr::null();
         SSL_SESSION_get_master_key(session: *const SSL_SESSION, out: *mut c_uchar, size: size_t) -> size_t = 0;
         SSL_SESSION_get_max_early_data(session: *const SSL_SESSION) -> u32 = 0;
+        i2d_SSL_SESSION(session: *const SSL_SESSION, out: *mut *mut c_uchar) -> c_int = 0;
+        d2i_SSL_SESSION(into: *mut *mut SSL_SESSION, from: *mut *const c_uchar, length: c_long) -> *mut SSL_SESSION = ptr::null_mut();
         TLS_method() -> *const SSL_METHOD = ptr::null();
         CRYPTO_get_ex_new_index(class: c_int, argl: c_long, argp: *mut c_void, new: *mut c_void, dup: ExDup, free: *mut c_void) -> c_int = -1;
         OPENSSL_LH_new(hash: Option<Hash>, compare: Option<Compare>) -> *mut c_void = ptr::null_mut();
         OPENSSL_LH_insert(table: *mut c_void, data: *mut c_void) -> *mut c_void = ptr::null_mut();
         OPENSSL_LH_free(table: *mut c_void);
+        OPENSSL_sk_num(stack: *const c_void) -> c_int = -1;
+        OPENSSL_sk_value(stack: *const c_void, place: c_int) -> *mut c_void = ptr::null_mut();
+        X509_up_ref(certificate: *mut X509) -> c_int = 0;
+        X509_free(certificate: *mut X509);
+        X509_digest(certificate: *const X509, kind: *const c_void, digest: *mut c_uchar, length: *mut c_uint) -> c_int = 0;
+        X509_NAME_digest(name: *const c_void, kind: *const c_void, digest: *mut c_uchar, length: *mut c_uint) -> c_int = 0;
+        EVP_sha256() -> *const c_void = ptr::null();
+        EVP_Digest(data: *const c_void, count: size_t, digest: *mut c_uchar, length: *mut c_uint, kind: *const c_void, engine: *mut c_void) -> c_int = 0;
+        ERR_peek_last_error() -> c_ulong = 0;
         ERR_set_mark() -> c_int = 0;
         ERR_pop_to_mark() -> c_int = 0;
         ERR_get_next_error_library() -> c_int = 0;
@@ -125,6 +149,8 @@ functions! {
         ERR_new();
         ERR_set_debug(file: *const c_char, line: c_int, function: *const c_char);
         ERR_vset_error(library: c_int, reason: c_int, format: *const c_char, arguments: *mut c_void);
+        ERR_set_error_data(data: *mut c_char, flags: c_int);
+        CRYPTO_strdup(text: *const c_char, file: *const c_char, line: c_int) -> *mut c_char;
         ERR_put_error(library: c_int, function: c_int, reason: c_int, file: *const c_char, line: c_int);
     }
 }

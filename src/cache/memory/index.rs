@@ -113,7 +113,7 @@ impl Index {
     pub fn contains(&self, words: &Words, hash: u64) -> Option<bool> {
         for _ in 0..ATTEMPTS {
             let version = self.version.load(Acquire);
-            if version % 2 == 0 {
+            if version.is_multiple_of(2) {
                 let found = self.find(words, hash).is_some();
                 fence(Acquire);
                 if self.version.load(Relaxed) == version {

@@ -124,7 +124,7 @@ pub fn is_current(path: &Path, opened: &Metadata) -> bool {
 }
 
 pub fn is_size(size: u64) -> bool {
-    (SMALLEST_SIZE..=LARGEST_SIZE).contains(&size) && size % 4096 == 0
+    (SMALLEST_SIZE..=LARGEST_SIZE).contains(&size) && size.is_multiple_of(4096)
 }
 
 /// Marks the cache as used by this process, and those it forks, until all of them have ended. Closing the file is not enough

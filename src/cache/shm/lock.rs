@@ -85,6 +85,8 @@ impl Lock {
                     {
                         waited = WAITERS;
                         sys::wait(self.word, word | WAITERS, patience - elapsed);
+                        // Others that run take it in the meantime: who sleeps again at once may never get it.
+                        spins = 0;
                     }
                     continue;
                 }

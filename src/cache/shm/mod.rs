@@ -39,7 +39,7 @@ pub use store::{LARGEST_SIZE, LONGEST, SMALLEST_SIZE};
 pub type Service = [u64; 2];
 
 /// Which cache, and how it is to be.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Spec {
     /// 1 to 64 of `A-Za-z0-9._-` and no dot first, for /dev/shm/reprise-NAME; or an absolute path.
     pub name: String,
@@ -47,6 +47,17 @@ pub struct Spec {
     pub size: u64,
     /// Whether it stays when nobody uses it.
     pub keep: bool,
+}
+
+impl Spec {
+    /// The size when none is asked for.
+    pub const SIZE: u64 = 64 << 20;
+
+    /// With that size, to stay. An error if there can be no cache of this name.
+    pub fn new(name: &str) -> Result<Spec, Error> {
+        file::path(name)?;
+        Ok(Spec { name: name.into(), size: Spec::SIZE, keep: true })
+    }
 }
 
 /// What happened in a cache since it was made, in [`Info::counters`].
@@ -128,9 +139,9 @@ pub enum Error {
 /// A size in bytes as a person writes it.
 fn size(bytes: u64) -> String {
     match bytes {
-        _ if bytes > 0 && bytes % (1 << 30) == 0 => format!("{}G", bytes >> 30),
-        _ if bytes > 0 && bytes % (1 << 20) == 0 => format!("{}M", bytes >> 20),
-        _ if bytes > 0 && bytes % (1 << 10) == 0 => format!("{}K", bytes >> 10),
+        _ if bytes > 0 && bytes.is_multiple_of(1 << 30) => format!("{}G", bytes >> 30),
+        _ if bytes > 0 && bytes.is_multiple_of(1 << 20) => format!("{}M", bytes >> 20),
+        _ if bytes > 0 && bytes.is_multiple_of(1 << 10) => format!("{}K", bytes >> 10),
         _ => bytes.to_string(),
     }
 }
@@ -231,11 +242,6 @@ impl<S: Portable> Shm<S> {
         Shm { area, service: Default::default(), limit: AtomicUsize::new(0), _sessions: PhantomData }
     }
 
-    /// Whose sessions these are from now on. Not to be changed while others use it.
-    pub fn set_service(&self, service: Service) {
-        self.service.iter().zip(service).for_each(|(to, from)| to.store(from, Relaxed));
-    }
-
     pub fn area(&self) -> &'static Area {
         self.area
     }
@@ -323,6 +329,18 @@ impl<S: Portable> Cache<S> for Shm<S> {
         let mut sessions = Vec::new();
         self.area.for_each(self.service(), &mut |bytes| sessions.extend(S::read(bytes)));
         sessions
+    }
+
+    fn is_shared(&self) -> bool {
+        true
+    }
+
+    /// Not to be changed while others use it.
+    fn set_service(&self, service: Service) {
+        // Told again and again: a store each time would take the line from the other threads.
+        if self.service() != service {
+            self.service.iter().zip(service).for_each(|(to, from)| to.store(from, Relaxed));
+        }
     }
 
     /// Nothing to hold: a process forked in the middle of a change leaves that to its parent.

@@ -1,0 +1,77 @@
+//! Where the sessions of a context are: in the memory of this process, or where a cache URL says.
+//!
+//! A place that was chosen once stays open as long as the process: other threads may be using it, and contexts are used
+//! again for the next SSL_CTX, which mostly chooses the same.
+
+use crate::cache::{self, Cache, Held, Place};
+use crate::libssl::Session;
+use once_cell::race::OnceBox;
+use std::sync::atomic::{
+    AtomicUsize,
+    Ordering::{Acquire, Release},
+};
+
+pub struct Caches {
+    memory: Box<dyn Cache<Session>>,
+    others: OnceBox<Other>,
+    /// 0 for `memory`, 1 for the first of `others`, and so on.
+    chosen: AtomicUsize,
+}
+
+struct Other {
+    place: Place,
+    cache: Box<dyn Cache<Session>>,
+    next: OnceBox<Other>,
+}
+
+impl Caches {
+    pub fn new() -> Caches {
+        Caches { memory: cache::in_memory(), others: OnceBox::new(), chosen: AtomicUsize::new(0) }
+    }
+
+    fn others(&self) -> impl Iterator<Item = &Other> {
+        std::iter::successors(self.others.get(), |other| other.next.get())
+    }
+
+    /// The cache in use.
+    pub fn current(&self) -> &dyn Cache<Session> {
+        match self.chosen.load(Acquire) {
+            0 => &*self.memory,
+            chosen => self.others().nth(chosen - 1).map_or(&*self.memory, |other| &*other.cache),
+        }
+    }
+
+    /// From now on the cache is at `place`. The error is a sentence for a person, and then nothing has changed.
+    pub fn choose(&self, place: &Place) -> Result<(), String> {
+        let chosen = match place {
+            Place::Memory => 0,
+            place => match self.others().position(|other| other.place == *place) {
+                Some(known) => known + 1,
+                None => self.open(place)?,
+            },
+        };
+        self.chosen.store(chosen, Release);
+        Ok(())
+    }
+
+    fn open(&self, place: &Place) -> Result<usize, String> {
+        let mut new = Some(Box::new(Other { place: place.clone(), cache: cache::open(place)?, next: OnceBox::new() }));
+        let mut end = &self.others;
+        let mut number = 1;
+        loop {
+            while let Some(other) = end.get() {
+                end = &other.next;
+                number += 1;
+            }
+            match new.take().map(|new| end.set(new)) {
+                Some(Err(not_set)) => new = Some(not_set),
+                _ => return Ok(number),
+            }
+        }
+    }
+
+    /// Nothing is half-done until the result is dropped.
+    pub fn hold(&'static self) -> Vec<Box<dyn Held>> {
+        self.others().map(|other| other.cache.hold()).chain([self.memory.hold()]).collect()
+    }
+}
