@@ -63,9 +63,9 @@ pub trait Session: Clone + Send + Sync + 'static {
 
 /// A session that can leave the process as bytes.
 pub trait Portable: Session {
-    /// Appends it to `out`; `false` if it has no such form, and then what was appended counts for nothing.
+    /// Appends what [`Portable::read`] makes an equal session of; `false` where that cannot be had.
     fn write(&self, out: &mut Vec<u8>) -> bool;
-    /// A reference of the caller's own to an object made of what `write` appended.
+    /// A new object. `None` for bytes that are no session.
     fn read(bytes: &[u8]) -> Option<Self>;
 }
 

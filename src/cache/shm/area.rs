@@ -8,10 +8,9 @@ use super::writer::{Leaving, New, Put, Writer};
 use super::{order, sys, Counter, Error, Info, Service, ServiceInfo, Spec, COUNTERS as COUNTER_NAMES};
 use once_cell::race::OnceBox;
 use std::fs::{File, Metadata};
-use std::os::fd::IntoRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How many leave before others get the lock.
@@ -23,8 +22,8 @@ pub struct Area {
     path: PathBuf,
     /// Which file it is, whatever the path names now.
     file: (u64, u64),
-    /// What keeps a cache that is not kept; -1 for none.
-    held: AtomicI32,
+    /// Whether the mapped file is locked, which keeps a cache that is not kept.
+    holds: AtomicBool,
 }
 
 /// The caches this process has open, as a list that only grows. No lock: a fork may come while another thread opens one.
@@ -93,7 +92,7 @@ impl Area {
         open_areas().find(|area| area.file == (found.dev(), found.ino()))
     }
 
-    /// Maps a file in which there is a cache; `keep` if the open file is not needed for it.
+    /// Maps a file in which there is a cache; `keep` if it is not locked. The mapping keeps what is open, and with it the lock.
     fn new(file: File, path: &Path, keep: bool) -> Result<&'static Area, Error> {
         let failed = |error| Error::Io(path.into(), error);
         let found = file.metadata().map_err(failed)?;
@@ -110,7 +109,7 @@ impl Area {
             lock: Lock::new(futex, &words[OWNER]),
             path: path.into(),
             file: (found.dev(), found.ino()),
-            held: AtomicI32::new(if keep { -1 } else { file.into_raw_fd() }),
+            holds: AtomicBool::new(!keep),
         }));
         let mut place = &OPEN;
         let mut opened = Box::new(Opened { area, next: OnceBox::new() });
@@ -119,7 +118,7 @@ impl Area {
             let Some(other) = place.get() else { break };
             // Another thread may have opened the same one meanwhile. Then this one is not used, and nothing of it is.
             if other.area.file == area.file {
-                area.close();
+                sys::unmap(words);
                 return Ok(other.area);
             }
             place = &other.next;
@@ -127,28 +126,14 @@ impl Area {
         Ok(area)
     }
 
-    /// Gives back the open file that keeps the cache.
-    fn close(&self) -> Option<()> {
-        let held = self.held.swap(-1, Relaxed);
-        if held < 0 {
-            return None;
-        }
-        // A host program may close what it did not open, and then the number is another file's.
-        let ours = std::fs::metadata(format!("/proc/self/fd/{held}"));
-        if ours.is_ok_and(|found| (found.dev(), found.ino()) == self.file) {
-            sys::close(held);
-        }
-        Some(())
-    }
-
     /// This process ends: a cache that is not kept goes with the last one. It can still be used.
     pub fn leave(&self) {
-        if self.close().is_none() {
+        if !self.holds.swap(false, Relaxed) {
             return;
         }
-        // Opened anew: the lock on the inherited one is also that of the processes it came from.
+        // Opened anew: the lock on the one that is mapped is also that of the processes forked from here, or this from them.
         if let Ok(Some((file, found, _))) = file::open(&self.path) {
-            if (found.dev(), found.ino()) == self.file {
+            if (found.dev(), found.ino()) == self.file && sys::remap(&file, self.store.words()).is_ok() {
                 file::remove_unused(&self.path, &file, &found);
             }
         }
@@ -392,7 +377,7 @@ impl Area {
             size: self.store.constants.size,
             keep: self.store.constants.keep,
             created: self.store.constants.created,
-            used: load(LIVE) * 8,
+            used: load(LIVE).saturating_mul(8),
             room: self.store.ring_words() as u64 * 8,
             sessions: load(SESSIONS),
             services: (0..ROW_COUNT).filter_map(service).collect(),

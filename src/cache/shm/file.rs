@@ -127,7 +127,8 @@ pub fn is_size(size: u64) -> bool {
     (SMALLEST_SIZE..=LARGEST_SIZE).contains(&size) && size.is_multiple_of(4096)
 }
 
-/// Marks the cache as used by this process, and those it forks, until all of them have closed the file.
+/// Marks the cache as used by this process, and those it forks, until all of them have ended. Closing the file is not enough
+/// once it is mapped.
 pub fn hold(file: &File) -> io::Result<()> {
     sys::flock(file, libc::LOCK_SH)
 }

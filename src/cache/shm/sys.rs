@@ -32,6 +32,21 @@ pub fn map(file: &File, words: usize, futex: usize) -> Result<(&'static [AtomicU
     }
 }
 
+/// Puts another opening of the same file in the place of the one that is mapped, whose locks go if nobody else has it.
+pub fn remap(file: &File, words: &'static [AtomicU64]) -> Result<()> {
+    // SAFETY: as in `map`, and the same memory: who reads or writes there meanwhile does not notice.
+    unsafe {
+        let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_FIXED);
+        let place = words.as_ptr().cast_mut().cast();
+        let address = libc::mmap(place, size_of_val(words), access, flags, file.as_raw_fd(), 0);
+        if address == libc::MAP_FAILED {
+            return Err(Error::last_os_error());
+        }
+        libc::madvise(address, size_of_val(words), libc::MADV_DONTDUMP);
+    }
+    Ok(())
+}
+
 /// Gives up a mapping that nobody has seen.
 pub fn unmap(words: &'static [AtomicU64]) {
     // SAFETY: the caller made it and has handed it to nobody.
@@ -59,12 +74,6 @@ pub fn allocate(file: &File, bytes: u64) -> Result<()> {
 pub fn flock(file: &File, operation: i32) -> Result<()> {
     // SAFETY: plain numbers.
     result(unsafe { libc::flock(file.as_raw_fd(), operation | libc::LOCK_NB) })
-}
-
-/// Closes a file whose number was kept alone.
-pub fn close(number: i32) {
-    // SAFETY: the caller has it from `into_raw_fd` and uses it no more.
-    unsafe { libc::close(number) };
 }
 
 fn c_path(path: &Path) -> Result<CString> {

@@ -20,12 +20,13 @@ use std::sync::atomic::{compiler_fence, fence, AtomicU64, Ordering::Relaxed, Ord
 const DEAD_PART: usize = 8;
 /// They are from when less than this part of it is free. A whole round of moving is done before that is used up.
 const EARLY_PART: usize = 16;
-/// The most records moved for one that comes.
+/// The most records, and words, moved for one that comes: what is dead may all lie behind what is live.
 const MOST_MOVES: usize = 2048;
-/// Words moved for each word that comes; with one in eight dead, seven are.
+const MOST_MOVED_WORDS: usize = 1 << 17;
+/// Words moved for each word that comes while there is still room; with one in eight dead, seven have to be.
 const MOVED_WORDS: usize = 16;
 /// The most expired sessions taken out for one that comes.
-const MOST_EXPIRED: usize = 16;
+const MOST_EXPIRED: usize = 1024;
 /// How many leave for a limit before others get the lock.
 const MOST_EVICTED: usize = 64;
 
@@ -371,7 +372,7 @@ impl<'a> Writer<'a> {
         self.make_room(words, row, new.now, out, left)?;
         let tail = self.store.load(TAIL)?;
         let record = self.write_record(self.store.index(tail), row, new)?;
-        self.set(TAIL, tail + words as u64)?;
+        self.set(TAIL, tail.wrapping_add(words as u64))?;
         self.add_record(&record)?;
         self.count(Counter::Inserted)?;
         self.commit()?;
@@ -411,7 +412,7 @@ impl<'a> Writer<'a> {
             self.begin_change()?;
             self.plain(self.store.index(tail), Meta::filler(filler).0.into())?;
             compiler_fence(SeqCst);
-            self.plain(TAIL, tail + filler as u64)?;
+            self.plain(TAIL, tail.wrapping_add(filler as u64))?;
         }
         Ok(())
     }
@@ -429,7 +430,8 @@ impl<'a> Writer<'a> {
         /// More than any of the limits here lets happen.
         const MOST_STEPS: usize = 1 << 16;
         let ring = self.store.ring_words();
-        let (mut moves, mut moved_words, mut expired) = (MOST_MOVES, MOVED_WORDS * words.max(64), MOST_EXPIRED);
+        let (mut moves, mut moved_words, mut expired) = (0, 0, MOST_EXPIRED);
+        let early_words = MOVED_WORDS * words.max(64);
         for _ in 0..MOST_STEPS {
             let (head, tail) = (self.store.load(HEAD)?, self.store.load(TAIL)?);
             let used = tail.checked_sub(head).ok_or(Broken)?;
@@ -450,15 +452,17 @@ impl<'a> Writer<'a> {
             }
             if !meta.is_live() {
                 self.begin_change()?;
-                self.plain(HEAD, head + length as u64)?;
+                self.plain(HEAD, head.wrapping_add(length as u64))?;
                 continue;
             }
             let record = self.store.record(at)?;
             let has_expired = record.expiry() < now;
-            let movable = moves > 0 && moved_words >= length && free >= length + self.filler(length)?;
+            let most_words = if enough { early_words } else { MOST_MOVED_WORDS };
+            let few = moves < MOST_MOVES && moved_words + length <= most_words;
+            let movable = few && free >= length + self.filler(length)?;
             if much_dead && movable && (enough || !has_expired) {
-                moves -= 1;
-                moved_words -= length;
+                moves += 1;
+                moved_words += length;
                 self.move_to_tail(&record)?;
                 continue;
             }
@@ -496,7 +500,7 @@ impl<'a> Writer<'a> {
         self.link(in_chain, to)?;
         self.link(in_tree, to)?;
         self.change(record.at + record::META, |meta| Some(meta & !0xffff_ffff | u64::from(record.meta.dead().0)))?;
-        self.set(TAIL, tail + words as u64)?;
+        self.set(TAIL, tail.wrapping_add(words as u64))?;
         self.commit()
     }
 
@@ -516,7 +520,7 @@ impl<'a> Writer<'a> {
                 in_ring.insert(at, store.record(at)?);
                 words += meta.words()? as u64;
             }
-            position += meta.words()? as u64;
+            position = position.wrapping_add(meta.words()? as u64);
         }
         true_or_broken(position == tail && words == store.load(LIVE)?)?;
         let sessions = in_ring.len();
