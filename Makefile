@@ -57,8 +57,16 @@ check-header: $(LIBRARY)
 
 # --- installing ---------------------------------------------------------------------------------------------------
 
+SHARE := $(DESTDIR)$(PREFIX)/share
+
 install: $(LIBRARY)
-	install -d $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(PREFIX)/include
+	install -d $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/bin $(SHARE)/man/man1 \
+	    $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
+	install -m 755 target/release/reprise $(DESTDIR)$(PREFIX)/bin/reprise
+	target/release/reprise generate man $(SHARE)/man/man1
+	target/release/reprise generate completions bash > $(SHARE)/bash-completion/completions/reprise
+	target/release/reprise generate completions zsh > $(SHARE)/zsh/site-functions/_reprise
+	target/release/reprise generate completions fish > $(SHARE)/fish/vendor_completions.d/reprise.fish
 	install -m 755 $(LIBRARY) $(DESTDIR)$(LIBDIR)/libreprise.so.$(VERSION)
 	ln -sf libreprise.so.$(VERSION) $(DESTDIR)$(LIBDIR)/$(SONAME)
 	ln -sf $(SONAME) $(DESTDIR)$(LIBDIR)/libreprise.so

@@ -25,7 +25,7 @@ Examples:
 Exit code: the program's; 2 if nothing was started because an option or variable is wrong, 126 if the program cannot be
 executed, 127 if it is not found.")]
 pub struct Args {
-    /// Where the sessions are kept: memory:, shm:NAME?size=64M, redis://HOST
+    /// Where the sessions are kept: memory: or shm:NAME?size=64M
     #[arg(long, value_name = "URL")]
     cache: Option<String>,
     /// What the manual pages promise, or what the loaded libssl does [default: stock]
