@@ -12,3 +12,5 @@ for version; do
     make --no-print-directory check-c LIBSSL="$folder"
     REPRISE_TEST_LIBSSL=$folder cargo test --release --locked --test s_server
 done
+# Given alone, a version has nobody to share with.
+[ $# -eq 1 ] || tools/check_shared_versions.sh
