@@ -88,6 +88,9 @@ impl Child {
         // SAFETY: the child uses what the parent has left, and libc's allocator is made for that.
         match unsafe { libc::fork() } {
             0 => {
+                // It does not outlive a test that fails.
+                // SAFETY: plain numbers.
+                unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
                 let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
                 // SAFETY: it ends, without destructors of the parent's things.
                 unsafe { libc::_exit(if done.is_ok() { 0 } else { 101 }) }
