@@ -121,6 +121,16 @@ fn python_with_tickets_made_stateful() {
     }
 }
 
+/// As gunicorn does it: on stock a session ends with the SSLContext of its connection, and the key of its tickets, too.
+#[test]
+fn python_with_a_context_for_each_connection() {
+    for version in VERSIONS {
+        let serve = |sandbox: &Sandbox, port| python(sandbox, port, &[&version[1..], "context_per_connection"]);
+        let more = [("REPRISE_UNCLEAN", "keep"), ("REPRISE_TICKETS", "stateful")];
+        compare(serve, &more, &[version, "-n", "200"], 1, 1);
+    }
+}
+
 /// Without REPRISE_UNCLEAN=keep what libssl condemns is gone for all processes.
 #[test]
 fn unclean_ends_cost_the_session_everywhere() {

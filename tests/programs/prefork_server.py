@@ -1,10 +1,11 @@
 """A prefork HTTPS server of CPython's ssl module: processes that each have a listening socket and an SSLContext of
 their own, and close connections as most Python servers do, without unwrap() (close_notify).
 
-usage: prefork_server.py PORT CERT KEY WORKERS tls1_2|tls1_3 [no_ticket]
+usage: prefork_server.py PORT CERT KEY WORKERS tls1_2|tls1_3 [no_ticket] [context_per_connection]
 
-It listens on 127.0.0.1 (PORT 0: on a free port, which it prints). Each request is answered by a line that names the
-process. SIGTERM ends all of them.
+With context_per_connection each connection even gets an SSLContext of its own, as gunicorn does it. It listens on
+127.0.0.1 (PORT 0: on a free port, which it prints). Each request is answered by a line that names the process. SIGTERM
+ends all of them.
 """
 
 import os
@@ -13,13 +14,13 @@ import socket
 import ssl
 import sys
 
-port, cert, key, workers, version, *no_ticket = sys.argv[1:]
+port, cert, key, workers, version, *options = sys.argv[1:]
 
 
 def make_context():
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
-    if no_ticket:
+    if "no_ticket" in options:
         context.options |= ssl.OP_NO_TICKET
     context.minimum_version = context.maximum_version = {
         "tls1_2": ssl.TLSVersion.TLSv1_2,
@@ -48,7 +49,7 @@ def work(listener):
     while True:
         connection, _ = listener.accept()
         try:
-            serve(context, connection)
+            serve(make_context() if "context_per_connection" in options else context, connection)
         except OSError:
             pass  # a client that leaves early, or speaks no TLS
         finally:
