@@ -269,23 +269,27 @@ fn sessions_outlive_the_server_but_not_the_cache() {
     }
 }
 
-/// keep=off: it is there while somebody uses it, and for all of them.
+/// keep=off: it is there while somebody uses it, and for all of them, whether they opened or inherited it.
 #[test]
 fn a_cache_not_kept_ends_with_its_last_user() {
-    let (sandbox, cache) = (Sandbox::new(), SharedCache::new());
-    let start = || {
-        let (port, url) = (free_port(), cache.url() + "&keep=off");
-        let command = prefork(&sandbox, port, &[]);
-        Server::start(&mut share(command, &sandbox, &cache, &[("REPRISE_CACHE", &url)]), &sandbox, port)
-    };
-    let (one, other) = (start(), start());
-    let file = sandbox.file("session.pem");
-    let session = file.to_str().unwrap();
-    assert_eq!(reconnect(one.port, &["-tls1_2", "-n", "0", "-session_out", session]).full, 1);
-    assert!(one.stop(libc::SIGTERM).success());
-    assert!(cache.file().exists() && resumes(other.port, "-tls1_2", session, &[]), "it went with the first user");
-    assert!(other.stop(libc::SIGTERM).success());
-    assert!(!cache.file().exists(), "it stayed without a user");
+    for args in [&[][..], &["-ctx_before_fork"]] {
+        let (sandbox, cache) = (Sandbox::new(), SharedCache::new());
+        let start = || {
+            let (port, url) = (free_port(), cache.url() + "&keep=off");
+            let command = prefork(&sandbox, port, args);
+            Server::start(&mut share(command, &sandbox, &cache, &[("REPRISE_CACHE", &url)]), &sandbox, port)
+        };
+        let (one, other) = (start(), start());
+        let file = sandbox.file("session.pem");
+        let session = file.to_str().unwrap();
+        assert_eq!(reconnect(one.port, &["-tls1_2", "-n", "0", "-session_out", session]).full, 1);
+        assert!(resumes(other.port, "-tls1_2", session, &[]), "{args:?}: the servers do not share it");
+        assert!(one.stop(libc::SIGTERM).success());
+        assert!(cache.file().exists(), "{args:?}: it went with the first user");
+        assert!(resumes(other.port, "-tls1_2", session, &[]), "{args:?}: it went with the first user");
+        assert!(other.stop(libc::SIGTERM).success());
+        assert!(!cache.file().exists(), "{args:?}: it stayed without a user");
+    }
 }
 
 /// A ticket is shown to all workers at once: its early data is accepted by one of them, and always by one.

@@ -189,7 +189,8 @@ impl Context {
     fn finds_sessions(&self) -> bool {
         self.has_mode(SSL_SESS_CACHE_SERVER)
             && (self.get_callback.get().is_some()
-                || !self.has_mode(SSL_SESS_CACHE_NO_INTERNAL_STORE) && !self.has_mode(SSL_SESS_CACHE_NO_INTERNAL_LOOKUP))
+                || !self.has_mode(SSL_SESS_CACHE_NO_INTERNAL_STORE)
+                    && !self.has_mode(SSL_SESS_CACHE_NO_INTERNAL_LOOKUP))
     }
 
     /// The connection turned out to be a client's.
