@@ -691,7 +691,8 @@ pub mod fork {
     pub fn prepare() {
         let held = registry::all().flat_map(hold).collect();
         HELD.with(|place| *place.borrow_mut() = held);
-        registry::all().for_each(|context| context.counters.before_fork(context.number()));
+        // Not through `number`, which may need what is held now to tell a shared cache whose sessions are meant.
+        registry::all().for_each(|context| context.counters.before_fork(context.caches.current().len()));
         board::before_fork();
     }
 
