@@ -134,8 +134,11 @@ target/server-reprise: examples/server.c $(LIBRARY) $(HEADER)
 target/reconnect: c_tests/tools/reconnect.c | setup
 	$(CC) $(CFLAGS) $(WARN) $< -o $@ $(TLS)
 
-demo: all target/server-stock target/server-reprise target/reconnect
-	@STOCK_SERVER=target/server-stock REPRISE_SERVER=target/server-reprise RECONNECT=target/reconnect examples/demo.sh
+target/prefork: examples/prefork.c | setup
+	$(CC) $(CFLAGS) $(WARN) $< -o $@ $(TLS)
+
+demo: all target/prefork target/reconnect
+	@REPRISE=target/release/reprise PREFORK=target/prefork RECONNECT=target/reconnect examples/demo.sh
 
 bench: all
 	$(CARGO) bench --locked --bench paired -- $(or $(BENCH),--plots docs/img)

@@ -1,41 +1,45 @@
 #!/usr/bin/env bash
-# The same server twice, on libssl alone and with Reprise ahead of it, and a client that comes back: how many of its
-# handshakes are resumed, what they cost, whether sessions survive a restart (in SQLite), and what the counters say.
+# One cache for all processes, on stock libssl and on Reprise side by side. Two servers as they are, each with four
+# processes that have an SSL_CTX of their own: one in C, and one of CPython's ssl module. A client comes back 200 times.
 #
-#   STOCK_SERVER    examples/server.c built on libssl
-#   REPRISE_SERVER  the same built with -DWITH_REPRISE and -lreprise
-#   RECONNECT       c_tests/tools/reconnect.c
+#   REPRISE    the command
+#   PREFORK    examples/prefork.c, built on libssl alone
+#   RECONNECT  c_tests/tools/reconnect.c
 #
 # Exit status: 0 only if everything it shows worked on both.
 set -u
+cd "$(dirname "$0")/.." || exit 1
 
-: "${STOCK_SERVER:?}" "${REPRISE_SERVER:?}" "${RECONNECT:?}"
-RECONNECTS=100  # visits with a session, of a client that closes well
-FRESH=50        # visits without one
-RUDE=20         # visits of a client that leaves without a close_notify, which costs it the session
+: "${REPRISE:?}" "${PREFORK:?}" "${RECONNECT:?}"
+RECONNECTS=200   # visits with a session
+FRESH=50         # visits without one
+CLIENTS=8        # at once, for the throughput
+EACH=100         # visits of each of them
 
+cache=demo-$$
 scratch=$(mktemp -d) || exit 1
 server=          # process id of the one that runs
-trap '[ -z "$server" ] || { kill "$server" && wait "$server"; } 2>/dev/null; rm -rf "$scratch"' EXIT
+trap '[ -z "$server" ] || { kill "$server" && wait "$server"; } 2>/dev/null
+      "$REPRISE" cache rm $cache >/dev/null 2>&1; rm -rf "$scratch"' EXIT
 trap 'exit 130' INT TERM
 
 declare -A result   # result[side/row]
 failures=()
-
 fail() { failures+=("$1"); }
 
-start() { # start SIDE PROGRAM
+start() { # start SIDE COMMAND: sets address
+    local under=()
+    [ "$1" = stock ] || under=("$REPRISE" run --cache "shm:$cache?size=8M" --tickets stateful --unclean keep --)
     : >"$scratch/listening" # or the address of the one before would be read
-    "$2" -port 0 -no_ticket -db "$scratch/$1.sqlite" >"$scratch/listening" 2>"$scratch/$1.err" &
+    "${under[@]}" "${@:2}" >"$scratch/listening" 2>"$scratch/errors" &
     server=$!
-    address=
     for _ in {1..100}; do
         read -r _ _ address <"$scratch/listening" && return
         kill -0 "$server" 2>/dev/null || break
         sleep 0.05
     done
-    echo "demo: $2 does not start:" >&2
-    cat "$scratch/$1.err" >&2
+    echo "demo: $2 does not start ($1):" >&2
+    cat "$scratch/errors" >&2
     exit 1
 }
 
@@ -45,83 +49,70 @@ stop() { # stop SIDE
     wait "$server" || status=$?
     server=
     [ "$status" -eq 0 ] || fail "$1: the server ended with status $status"
+    [ ! -s "$scratch/errors" ] || fail "$1: $(head -n 1 "$scratch/errors")"
 }
 
-visit() { # visit reconnect's arguments: sets connections, full, resumed, failed, full_us and resumed_us
-    connections=0 full=0 resumed=0 failed=1 full_us=- resumed_us=-
+visit() { # visit reconnect's arguments: sets connections, full, resumed, failed, full_us, per_second ...
+    full=0 resumed=0 failed=1 full_us=- resumed_us=- per_second=- workers=0
     local line word
-    line=$(timeout 20 "$RECONNECT" "$@" "$address")
+    line=$(timeout 60 "$RECONNECT" "$@" "$address")
     for word in $line; do
         declare -g "$word"
     done
     [ "$failed" -eq 0 ]
 }
 
-run() { # run SIDE PROGRAM
-    local side=$1 version name number
-
-    start "$side" "$2"
-    for version in 1_2 1_3; do
-        visit "-tls$version" -n "$RECONNECTS" -session_out "$scratch/$side.$version" \
-            || fail "$side, TLS ${version/_/.}: connections failed"
-        result[$side/$version/handshakes]=$connections
-        result[$side/$version/resumed]=$resumed
-        result[$side/$version/resumed_us]=$resumed_us
-        [ "$resumed" -eq "$RECONNECTS" ] || fail "$side, TLS ${version/_/.}: $resumed of $RECONNECTS resumed"
-
-        visit "-tls$version" -n "$FRESH" -fresh \
-            || fail "$side, TLS ${version/_/.}: connections without a session failed"
-        result[$side/$version/full_us]=$full_us
-
-        visit "-tls$version" -n "$RUDE" -abrupt || fail "$side, TLS ${version/_/.}: rude connections failed"
-        result[$side/$version/rude]="$resumed of $RUDE"
-        [ "$resumed" -eq 0 ] || fail "$side, TLS ${version/_/.}: resumed without a close_notify"
-    done
-    while read -r name number; do
-        result[$side/$name]=$number
-        [[ " ${counters[*]-} " == *" $name "* ]] || counters+=("$name")
-    done < <(curl --silent --show-error --insecure --max-time 10 "https://$address/stats")
-    [ -n "${result[$side/sess_accept]-}" ] || fail "$side: no /stats"
-    stop "$side"
-
-    start "$side" "$2"
-    for version in 1_2 1_3; do
-        if visit "-tls$version" -n 0 -session_in "$scratch/$side.$version" && [ "$resumed" -eq 1 ]; then
-            result[$side/$version/restart]=yes
-        else
-            result[$side/$version/restart]=no
-            fail "$side, TLS ${version/_/.}: not resumed after the restart"
-        fi
-    done
-    stop "$side"
-}
-
-row() { # row TITLE KEY
-    printf '%-36s %10s %10s\n' "$1" "${result[stock/$2]--}" "${result[reprise/$2]--}"
-}
-
-counters=()
-run stock "$STOCK_SERVER"
-run reprise "$REPRISE_SERVER"
-[ -n "${result[reprise/reprise_sessions]-}" ] || fail "reprise: $REPRISE_SERVER does not run with Reprise"
-
-printf '%-36s %10s %10s\n' '' stock Reprise
-for version in 1_2 1_3; do
-    [ $version = 1_2 ] && echo 'TLS 1.2, session ids' || echo 'TLS 1.3, stateful tickets'
-    row '  handshakes' $version/handshakes
-    row '  resumed' $version/resumed
-    row '  full handshake, us' $version/full_us
-    row '  resumed handshake, us' $version/resumed_us
-    row '  resumed without close_notify' $version/rude
-    row '  resumed after a restart' $version/restart
-done
-echo 'Counters before the restart (without those that are 0)'
-for name in "${counters[@]}"; do
-    [ "${result[stock/$name]-0}${result[reprise/$name]-0}" = 00 ] && continue
-    case $name in
-        sess_*) row "  SSL_CTX_$name" "$name" ;;
-        reprise_*) row "  reprise_ctx_stats: ${name#reprise_}" "$name" ;;
+run() { # run SIDE ROW VERSION COMMAND
+    local side=$1 row=$1/$2 version=$3
+    start "$side" "${@:4}"
+    visit "-tls$version" -n "$RECONNECTS" -session_out "$scratch/session" || fail "$row: connections failed"
+    result[$row/resumed]=$resumed
+    result[$row/resumed_us]=$resumed_us
+    [ "$workers" -eq 4 ] || fail "$row: $workers of 4 processes answered"
+    case $side in
+        stock) [ "$resumed" -lt $((RECONNECTS * 6 / 10)) ] || fail "$row: $resumed of $RECONNECTS, and no need for more" ;;
+        *) [ "$resumed" -ge $((RECONNECTS * 99 / 100)) ] || fail "$row: $resumed of $RECONNECTS resumed" ;;
     esac
+    visit "-tls$version" -n "$FRESH" -fresh || fail "$row: connections without a session failed"
+    result[$row/full_us]=$full_us
+    visit "-tls$version" -n "$EACH" -clients "$CLIENTS" || fail "$row: connections of many clients failed"
+    result[$row/per_second]=$per_second
+    visit "-tls$version" -n 0 -session_out "$scratch/session" || fail "$row: a connection failed"
+    stop "$side"
+
+    start "$side" "${@:4}"
+    visit "-tls$version" -n 0 -session_in "$scratch/session" || fail "$row: a connection failed after the restart"
+    result[$row/restart]=$([ "$resumed" -eq 1 ] && echo yes || echo no)
+    [ "$side" = stock ] || [ "$resumed" -eq 1 ] || fail "$row: not resumed after the restart"
+    stop "$side"
+}
+
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=localhost -days 2 \
+    -keyout "$scratch/key.pem" -out "$scratch/cert.pem" 2>/dev/null || { echo "demo: no certificate" >&2; exit 1; }
+
+printf '%-44s %9s %9s\n' "4 processes, ECDSA P-256, $(nproc) CPUs" stock Reprise
+for program in C Python; do
+    for version in 1_2 1_3; do
+        case $program in
+            C) name='C' command=("$PREFORK" -port 0 -cert "$scratch/cert.pem" -key "$scratch/key.pem") ;;
+            *) name='Python'
+               command=(python3 tests/programs/prefork_server.py 0 "$scratch/cert.pem" "$scratch/key.pem" 4 "tls$version") ;;
+        esac
+        for side in stock reprise; do
+            run $side "$name, TLS ${version/_/.}" $version "${command[@]}"
+        done
+        echo "$name, TLS ${version/_/.}"
+        while IFS=: read -r title key; do
+            printf '%-44s %9s %9s\n' "  $title" "${result[stock/$name, TLS ${version/_/.}/$key]--}" \
+                "${result[reprise/$name, TLS ${version/_/.}/$key]--}"
+        done <<END
+resumed of $RECONNECTS:resumed
+full handshake, us:full_us
+resumed handshake, us:resumed_us
+connections per second, $CLIENTS clients:per_second
+resumed after a restart:restart
+END
+    done
 done
 
 for failure in ${failures[@]+"${failures[@]}"}; do

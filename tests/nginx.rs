@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::process::Command;
 
-use common::{free_port, program, reconnect, repository, Comparison, Keeper, Sandbox, Server, Stats};
+use common::{free_port, program, reconnect, repository, Comparison, Keeper, Sandbox, Server, SharedCache, Stats};
 
 const PROTOCOLS: [(&str, &[&str]); 2] = [("TLSv1.2", &["-tls1_2", "-no_ticket"]), ("TLSv1.3", &["-tls1_3"])];
 
@@ -75,6 +75,32 @@ fn builtin_of_four_workers() {
         assert!((28..=92).contains(&seen.stock.resumed), "stock resumes a quarter: {:?}", seen.stock);
         seen.never_below(28).at_least("hits", 28).at_least("misses", 28);
     });
+}
+
+/// The builtin cache in shared memory: all workers, which have dropped root's rights, know each session. And so do those
+/// of the next nginx.
+#[test]
+fn builtin_in_shared_memory() {
+    for (protocol, client) in PROTOCOLS {
+        let (sandbox, cache) = (Sandbox::new(), SharedCache::new());
+        let session = sandbox.file("session.pem");
+        let session = session.to_str().unwrap();
+        let stats = sandbox.file("stats");
+        let start = || {
+            let port = free_port();
+            let mut command = nginx(&sandbox, port, 4, protocol, "builtin");
+            Keeper::StockLike.apply(&mut command, &stats);
+            Server::start(command.env("REPRISE_CACHE", cache.url()), &sandbox, port)
+        };
+        let server = start();
+        let reuse = reconnect(server.port, &[client, &["-n", "200", "-session_out", session]].concat());
+        assert_eq!((reuse.resumed, reuse.failed), (200, 0), "{protocol}: {reuse:?}");
+        assert!(server.stop(libc::SIGQUIT).success());
+        let server = start();
+        let reuse = reconnect(server.port, &[client, &["-n", "0", "-session_in", session]].concat());
+        assert_eq!((reuse.resumed, reuse.failed), (1, 0), "{protocol}, after a restart: {reuse:?}");
+        assert!(Stats::read(&stats)["hits"] >= 201, "{protocol}");
+    }
 }
 
 #[test]

@@ -23,6 +23,7 @@ need openssl        command -v openssl
 need curl           command -v curl
 need valgrind       command -v valgrind
 need nginx-light    command -v nginx
+need apache2-bin    command -v /usr/sbin/apache2
 need python3        test -x /usr/bin/python3
 need binutils       command -v readelf
 

@@ -2,11 +2,13 @@
  * A TLS client that comes back: it connects once without a session, then COUNT times offering the newest session it
  * was given, and tells how often the server resumed and what a handshake took.
  *
- *     reconnect [-tls1_2|-tls1_3] [-no_ticket] [-n COUNT] [-fresh] [-abrupt] [-session_out F] [-session_in F]
- *               [-servername NAME] [-json] HOST:PORT
+ *     reconnect [-tls1_2|-tls1_3] [-no_ticket] [-n COUNT] [-clients N] [-fresh] [-abrupt] [-early_data]
+ *               [-session_out F] [-session_in F] [-servername NAME] [-cert F -key F] [-json] HOST:PORT
  *
- * Each visit is a GET / and a close_notify; with -abrupt neither. With -fresh no session is offered at all. It measures
- * the server, so it takes care never to lose a session for a reason of its own. Link it with libssl alone.
+ * Each visit is a GET / and a close_notify; with -abrupt neither. With -fresh no session is offered at all. -early_data
+ * sends the request ahead of the handshake where the session allows it. -clients runs so many processes at once, each
+ * with its COUNT visits. A server that names the process that answers ("worker PID") has its workers counted. It
+ * measures the server, so it takes care never to lose a session for a reason of its own. Link it with libssl alone.
  * Exit status: 0, 1 if a connection failed, 2 for wrong usage or files.
  */
 #include <poll.h>
@@ -20,15 +22,29 @@
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <openssl/err.h>
 #include <openssl/pem.h>
 #include <openssl/ssl.h>
 
 enum { HANDSHAKE_MS = 10000, ANSWER_MS = 5000, QUIET_MS = 200, TICKET_MS = 20 };
 
-static const char *address, *servername, *session_in, *session_out;
-static int version, no_ticket, fresh, abrupt, json;
-static long count = 5;
+enum { MAX_CLIENTS = 256 };
+
+static const char *address, *servername, *session_in, *session_out, *cert_file, *key_file;
+static int version, no_ticket, fresh, abrupt, early_data, json;
+static long count = 5, clients = 1;
+
+/* What one connection saw; in memory that the clients share. */
+static struct visit {
+    int outcome; /* -1 if it failed, or whether it was resumed */
+    int early;   /* whether its early data was accepted */
+    long worker; /* who answered, 0 if it is not known */
+    double us;   /* of its handshake */
+} *visits;
 
 static SSL_SESSION *newest; /* the session to offer next, one reference */
 
@@ -58,18 +74,37 @@ static double now_us(void)
     return t.tv_sec * 1e6 + t.tv_nsec / 1e3;
 }
 
-/* A request and its answer: TLS 1.3 tickets come with it. A server that never closes ends it by staying quiet. */
-static void get(SSL *ssl, int fd)
+static int write_request(char *request, size_t size)
 {
-    char request[512], answer[4096];
-    int length = snprintf(request, sizeof request, "GET / HTTP/1.0\r\nHost: %.256s\r\n\r\n",
-                          servername ? servername : "localhost");
+    return snprintf(request, size, "GET / HTTP/1.0\r\nHost: %.256s\r\n\r\n", servername ? servername : "localhost");
+}
 
-    if (SSL_write(ssl, request, length) <= 0)
+/* A request and its answer: TLS 1.3 tickets come with it. A server that never closes ends it by staying quiet. */
+static void get(SSL *ssl, int fd, struct visit *seen)
+{
+    char text[4097];
+    int length = write_request(text, sizeof text), n;
+
+    if (!seen->early && SSL_write(ssl, text, length) <= 0)
         return;
     receive_timeout(fd, ANSWER_MS);
-    while (SSL_read(ssl, answer, sizeof answer) > 0)
+    while ((n = SSL_read(ssl, text, sizeof text - 1)) > 0) {
+        const char *worker;
+
+        text[n] = '\0';
+        if ((worker = strstr(text, "worker ")) != NULL)
+            seen->worker = strtol(worker + 7, NULL, 10);
         receive_timeout(fd, QUIET_MS);
+    }
+}
+
+/* The request, ahead of the handshake. Whether it was accepted is known afterwards. */
+static void get_early(SSL *ssl)
+{
+    char request[512];
+    size_t written;
+
+    SSL_write_early_data(ssl, request, (size_t)write_request(request, sizeof request), &written);
 }
 
 static void close_well(SSL *ssl, int fd)
@@ -91,14 +126,15 @@ static void vanish(SSL *ssl, int fd)
     SSL_set_shutdown(ssl, SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN); /* or SSL_free condemned our session too */
 }
 
-/* One connection. Returns -1 if it failed, or whether it was resumed. */
-static int visit(SSL_CTX *ctx, double *us)
+/* One connection. */
+static void visit(SSL_CTX *ctx, struct visit *seen)
 {
     SSL *ssl = SSL_new(ctx);
     BIO *tcp = BIO_new_connect(address);
-    int fd, one = 1, resumed = -1;
+    int fd, one = 1, early = 0;
     static int told;
 
+    *seen = (struct visit){.outcome = -1};
     if (ssl == NULL || tcp == NULL || BIO_do_connect(tcp) <= 0) {
         BIO_free_all(tcp);
         goto end;
@@ -111,23 +147,27 @@ static int visit(SSL_CTX *ctx, double *us)
         SSL_set_tlsext_host_name(ssl, servername);
     if (newest != NULL && !fresh) {
         SSL_set_session(ssl, newest);
+        early = early_data && SSL_SESSION_get_max_early_data(newest) > 0;
         if (SSL_SESSION_get_protocol_version(newest) == TLS1_3_VERSION)
             keep(NULL); /* a TLS 1.3 ticket is for one use */
     }
 
     double start = now_us();
+    if (early)
+        get_early(ssl);
     if (SSL_connect(ssl) != 1)
         goto end;
-    *us = now_us() - start;
-    resumed = SSL_session_reused(ssl);
+    seen->us = now_us() - start;
+    seen->outcome = SSL_session_reused(ssl);
+    seen->early = early && SSL_get_early_data_status(ssl) == SSL_EARLY_DATA_ACCEPTED;
     if (abrupt) {
         vanish(ssl, fd);
     } else {
-        get(ssl, fd);
+        get(ssl, fd, seen);
         close_well(ssl, fd);
     }
 end:
-    if (resumed < 0 && !told) {
+    if (seen->outcome < 0 && !told) {
         told = 1; /* the others will have failed for the same reason */
         ERR_print_errors_fp(stderr);
     }
@@ -135,7 +175,6 @@ end:
     SSL_free(ssl);
     if (abrupt)
         poll(NULL, 0, TICKET_MS); /* the server is to have noticed before the next visit */
-    return resumed;
 }
 
 static int ascending(const void *a, const void *b)
@@ -154,8 +193,9 @@ static double median(double *values, long n)
 
 static void usage(void)
 {
-    fputs("usage: reconnect [-tls1_2|-tls1_3] [-no_ticket] [-n COUNT] [-fresh] [-abrupt] [-session_out F]\n"
-          "                 [-session_in F] [-servername NAME] [-json] HOST:PORT\n", stderr);
+    fputs("usage: reconnect [-tls1_2|-tls1_3] [-no_ticket] [-n COUNT] [-clients N] [-fresh] [-abrupt] [-early_data]\n"
+          "                 [-session_out F] [-session_in F] [-servername NAME] [-cert F -key F] [-json] HOST:PORT\n",
+          stderr);
     exit(2);
 }
 
@@ -166,10 +206,18 @@ static const char *value(char ***arg)
     return *++*arg;
 }
 
-static void parse(char **arg)
+static long number(char ***arg, long least, long most)
 {
     char *end;
+    long n = strtol(value(arg), &end, 10);
 
+    if (*end != '\0' || n < least || n > most)
+        usage();
+    return n;
+}
+
+static void parse(char **arg)
+{
     for (arg++; *arg != NULL; arg++) {
         if (strcmp(*arg, "-tls1_2") == 0)
             version = TLS1_2_VERSION;
@@ -183,11 +231,17 @@ static void parse(char **arg)
             abrupt = 1;
         else if (strcmp(*arg, "-json") == 0)
             json = 1;
-        else if (strcmp(*arg, "-n") == 0) {
-            count = strtol(value(&arg), &end, 10);
-            if (*end != '\0' || count < 0 || count > 1000000)
-                usage();
-        } else if (strcmp(*arg, "-session_out") == 0)
+        else if (strcmp(*arg, "-early_data") == 0)
+            early_data = 1;
+        else if (strcmp(*arg, "-n") == 0)
+            count = number(&arg, 0, 1000000);
+        else if (strcmp(*arg, "-clients") == 0)
+            clients = number(&arg, 1, MAX_CLIENTS);
+        else if (strcmp(*arg, "-cert") == 0)
+            cert_file = value(&arg);
+        else if (strcmp(*arg, "-key") == 0)
+            key_file = value(&arg);
+        else if (strcmp(*arg, "-session_out") == 0)
             session_out = value(&arg);
         else if (strcmp(*arg, "-session_in") == 0)
             session_in = value(&arg);
@@ -198,11 +252,11 @@ static void parse(char **arg)
         else
             address = *arg;
     }
-    if (address == NULL)
+    if (address == NULL || (clients > 1 && session_out != NULL) || (cert_file == NULL) != (key_file == NULL))
         usage();
 }
 
-static void fail(const char *what)
+static _Noreturn void fail(const char *what)
 {
     fprintf(stderr, "reconnect: %s\n", what);
     ERR_print_errors_fp(stderr);
@@ -231,18 +285,73 @@ static void write_session(void)
     BIO_free(file);
 }
 
+/* All clients, each a process with its part of `visits`. What they saw stays there. Returns the seconds it took. */
+static double run_clients(SSL_CTX *ctx)
+{
+    double start = now_us();
+    int go[2], status;
+    char byte;
+
+    if (clients == 1) {
+        for (long i = 0; i <= count; i++)
+            visit(ctx, &visits[i]);
+        return (now_us() - start) / 1e6;
+    }
+    if (pipe(go) != 0)
+        fail("no pipe");
+    for (long client = 0; client < clients; client++)
+        switch (fork()) {
+        case -1:
+            fail("cannot fork");
+        case 0:
+            close(go[1]);
+            if (read(go[0], &byte, 1) != 0) /* its end: all of them are there */
+                _exit(2);
+            for (long i = 0; i <= count; i++)
+                visit(ctx, &visits[client * (count + 1) + i]);
+            _exit(0);
+        }
+    start = now_us();
+    close(go[1]);
+    for (long client = 0; client < clients; client++)
+        if (wait(&status) < 0 || status != 0)
+            fail("a client crashed");
+    return (now_us() - start) / 1e6;
+}
+
+static int by_worker(const void *a, const void *b)
+{
+    long x = ((const struct visit *)a)->worker, y = ((const struct visit *)b)->worker;
+    return (x > y) - (x < y);
+}
+
+static long count_workers(long total)
+{
+    long workers = 0, last = 0;
+
+    qsort(visits, (size_t)total, sizeof *visits, by_worker);
+    for (long i = 0; i < total; i++)
+        if (visits[i].worker != last) {
+            last = visits[i].worker;
+            workers++;
+        }
+    return workers;
+}
+
 int main(int argc, char **argv)
 {
-    long full = 0, resumed = 0, failed = 0;
-    double us = 0, *full_us, *resumed_us;
+    long total, full = 0, resumed = 0, failed = 0, early = 0;
+    double seconds, *full_us, *resumed_us;
     SSL_CTX *ctx = SSL_CTX_new(TLS_client_method());
 
     (void)argc;
     parse(argv);
     signal(SIGPIPE, SIG_IGN);
-    full_us = calloc((size_t)count + 1, sizeof *full_us);
-    resumed_us = calloc((size_t)count + 1, sizeof *resumed_us);
-    if (ctx == NULL || full_us == NULL || resumed_us == NULL)
+    total = clients * (count + 1);
+    full_us = calloc((size_t)total, sizeof *full_us);
+    resumed_us = calloc((size_t)total, sizeof *resumed_us);
+    visits = mmap(NULL, (size_t)total * sizeof *visits, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (ctx == NULL || full_us == NULL || resumed_us == NULL || visits == MAP_FAILED)
         fail("out of memory");
     SSL_CTX_set_min_proto_version(ctx, version); /* 0: any */
     SSL_CTX_set_max_proto_version(ctx, version);
@@ -250,29 +359,37 @@ int main(int argc, char **argv)
     SSL_CTX_sess_set_new_cb(ctx, on_new_session);
     if (no_ticket)
         SSL_CTX_set_options(ctx, SSL_OP_NO_TICKET);
+    if (cert_file != NULL
+        && (SSL_CTX_use_certificate_file(ctx, cert_file, SSL_FILETYPE_PEM) != 1
+            || SSL_CTX_use_PrivateKey_file(ctx, key_file, SSL_FILETYPE_PEM) != 1))
+        fail("cannot use this certificate and key");
 #ifdef SSL_OP_IGNORE_UNEXPECTED_EOF
     SSL_CTX_set_options(ctx, SSL_OP_IGNORE_UNEXPECTED_EOF); /* a rude server must not cost us our session */
 #endif
     if (session_in != NULL)
         read_session();
 
-    for (long i = 0; i <= count; i++) {
-        int outcome = visit(ctx, &us);
+    seconds = run_clients(ctx);
+    for (long i = 0; i < total; i++) {
+        const struct visit *seen = &visits[i];
 
-        if (outcome < 0)
+        early += seen->early;
+        if (seen->outcome < 0)
             failed++;
-        else if (outcome)
-            resumed_us[resumed++] = us;
+        else if (seen->outcome)
+            resumed_us[resumed++] = seen->us;
         else
-            full_us[full++] = us;
+            full_us[full++] = seen->us;
     }
     if (session_out != NULL)
         write_session();
 
     printf(json ? "{\"connections\": %ld, \"full\": %ld, \"resumed\": %ld, \"failed\": %ld, \"full_us\": %.0f, "
-                  "\"resumed_us\": %.0f}\n"
-                : "connections=%ld full=%ld resumed=%ld failed=%ld full_us=%.0f resumed_us=%.0f\n",
-           count + 1, full, resumed, failed, median(full_us, full), median(resumed_us, resumed));
+                  "\"resumed_us\": %.0f, \"per_second\": %.0f, \"early\": %ld, \"workers\": %ld}\n"
+                : "connections=%ld full=%ld resumed=%ld failed=%ld full_us=%.0f resumed_us=%.0f per_second=%.0f "
+                  "early=%ld workers=%ld\n",
+           total, full, resumed, failed, median(full_us, full), median(resumed_us, resumed),
+           (double)total / seconds, early, count_workers(total));
     keep(NULL);
     free(full_us);
     free(resumed_us);

@@ -180,9 +180,17 @@ impl Context {
 
     /// REPRISE_TICKETS, for a connection that was just made. It is a server's unless its program says otherwise.
     pub fn made(&self, connection: &Connection) {
-        if self.has_stateful_tickets() && connection.is_server() {
+        if self.has_stateful_tickets() && self.finds_sessions() && connection.is_server() {
             connection.make_tickets_stateful();
         }
+    }
+
+    /// Whether a server's session can be found by its id. Where a program caches nothing, its tickets are all it has.
+    fn finds_sessions(&self) -> bool {
+        self.has_mode(SSL_SESS_CACHE_SERVER)
+            && (self.get_callback.get().is_some()
+                || !self.has_mode(SSL_SESS_CACHE_NO_INTERNAL_STORE)
+                    && !self.has_mode(SSL_SESS_CACHE_NO_INTERNAL_LOOKUP))
     }
 
     /// The connection turned out to be a client's.
@@ -683,7 +691,8 @@ pub mod fork {
     pub fn prepare() {
         let held = registry::all().flat_map(hold).collect();
         HELD.with(|place| *place.borrow_mut() = held);
-        registry::all().for_each(|context| context.counters.before_fork(context.number()));
+        // Not through `number`, which may need what is held now to tell a shared cache whose sessions are meant.
+        registry::all().for_each(|context| context.counters.before_fork(context.caches.current().len()));
         board::before_fork();
     }
 

@@ -3,6 +3,7 @@
 //! server with and without the preload.
 #![allow(dead_code)] // every test file uses its own part
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -12,7 +13,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::OnceLock;
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -228,10 +229,18 @@ impl Server {
         }
     }
 
+    /// The process that was started.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn signal(&self, signal: i32) {
         // SAFETY: a child that was not waited for yet.
         unsafe { libc::kill(self.child.id() as i32, signal) };
     }
+
+    /// Kills all its processes at once.
+    pub fn kill(self) {}
 
     /// Ends it with `signal`; how it ended.
     pub fn stop(mut self, signal: i32) -> ExitStatus {
@@ -265,8 +274,9 @@ pub enum Keeper {
 impl Keeper {
     /// The environment for `command`: none of ours on stock, else the preload with its counters in `stats`.
     pub fn apply(self, command: &mut Command, stats: &Path) {
-        for name in ["LD_PRELOAD", "REPRISE_CACHE", "REPRISE_SEMANTICS", "REPRISE_LOG", "REPRISE_STATS"] {
-            command.env_remove(name);
+        command.env_remove("LD_PRELOAD");
+        for name in ["CACHE", "SEMANTICS", "TICKETS", "UNCLEAN", "LOG", "STATS", "STATUS"] {
+            command.env_remove(format!("REPRISE_{name}"));
         }
         let semantics = match self {
             Keeper::Stock => return,
@@ -314,6 +324,36 @@ impl fmt::Debug for Stats {
     }
 }
 
+/// A cache in shared memory with a name of its own, removed at the end.
+pub struct SharedCache(String);
+
+impl SharedCache {
+    pub fn new() -> SharedCache {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        SharedCache(format!("test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// For REPRISE_CACHE.
+    pub fn url(&self) -> String {
+        format!("shm:{}?size=16M", self.0)
+    }
+
+    /// Where it is while it is in use or kept.
+    pub fn file(&self) -> PathBuf {
+        Path::new("/dev/shm").join(format!("reprise-{}", self.0))
+    }
+
+    pub fn remove(&self) {
+        fs::remove_file(self.file()).unwrap();
+    }
+}
+
+impl Drop for SharedCache {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(self.file());
+    }
+}
+
 // ---- Clients --------------------------------------------------------------------------------------------------
 
 /// What `reconnect` saw.
@@ -322,22 +362,32 @@ pub struct Reuse {
     pub full: u64,
     pub resumed: u64,
     pub failed: u64,
+    /// Connections whose early data was accepted.
+    pub early: u64,
+    /// Processes that answered, if the server names them.
+    pub workers: u64,
+}
+
+/// A C program of the repository without dependencies but libssl, compiled once for each test program.
+pub fn compiled(source: &str) -> PathBuf {
+    static COMPILED: Mutex<BTreeMap<String, PathBuf>> = Mutex::new(BTreeMap::new());
+    let mut compiled = COMPILED.lock().unwrap();
+    let path = compiled.entry(source.into()).or_insert_with(|| {
+        let shared = Path::new(env!("CARGO_TARGET_TMPDIR")).join(Path::new(source).file_stem().unwrap());
+        let path = shared.with_extension(std::process::id().to_string());
+        let mut cc = compiler("CC", "cc", "gcc libc6-dev libssl-dev");
+        cc.args(["-std=c11", "-D_GNU_SOURCE", "-O2"]).arg(repository(source)).arg("-o").arg(&path);
+        succeed(cc.args(["-lssl", "-lcrypto"]));
+        fs::rename(path, &shared).unwrap(); // at once: another test program may be running it
+        shared
+    });
+    path.clone()
 }
 
 /// Visits the server with c_tests/tools/reconnect.c: one connection, then COUNT (`-n COUNT` of `args`) more, each
 /// offering the newest session.
 pub fn reconnect(port: u16, args: &[&str]) -> Reuse {
-    static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    let binary = BINARY.get_or_init(|| {
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("reconnect-{}", std::process::id()));
-        let mut cc = compiler("CC", "cc", "gcc libc6-dev libssl-dev");
-        cc.arg("-O2").arg(repository("c_tests/tools/reconnect.c")).arg("-o").arg(&path);
-        succeed(cc.args(["-lssl", "-lcrypto"]));
-        let shared = path.with_file_name("reconnect");
-        fs::rename(path, &shared).unwrap(); // at once: another test program may be running it
-        shared
-    });
-    let mut command = Command::new(binary);
+    let mut command = Command::new(compiled("c_tests/tools/reconnect.c"));
     command.env_remove("LD_PRELOAD").args(args).arg(format!("127.0.0.1:{port}"));
     let output = run(&mut command); // it fails when a connection failed, which is for the caller to judge
     let line = text(&output.stdout);
@@ -347,7 +397,13 @@ pub fn reconnect(port: u16, args: &[&str]) -> Reuse {
             panic!("{command:?}: {}\n{line}{}", output.status, text(&output.stderr));
         })
     };
-    let reuse = Reuse { full: number("full"), resumed: number("resumed"), failed: number("failed") };
+    let reuse = Reuse {
+        full: number("full"),
+        resumed: number("resumed"),
+        failed: number("failed"),
+        early: number("early"),
+        workers: number("workers"),
+    };
     if reuse.failed > 0 {
         eprintln!("{command:?}: {line}{}", text(&output.stderr));
     }
