@@ -1,5 +1,5 @@
 /*
- * What reprise_ctx_set_tickets and reprise_ctx_set_unclean change, and what they leave alone. There is nothing of this
+ * What reprise_ctx_set_tickets, reprise_ctx_set_internal and reprise_ctx_set_unclean change, and what they leave alone. There is nothing of this
  * on stock libssl.
  */
 #include "harness.h"
@@ -132,6 +132,40 @@ static void tickets_of_clients(void **state)
     SSL_CTX_free(client);
 }
 
+/* A program that wants no internal cache has one under this policy, and is told its own mode. */
+static void internal(void **state)
+{
+    static const long modes[] = { SSL_SESS_CACHE_OFF, SSL_SESS_CACHE_SERVER | SSL_SESS_CACHE_NO_INTERNAL,
+                                  SSL_SESS_CACHE_SERVER | SSL_SESS_CACHE_NO_INTERNAL_STORE };
+
+    (void)state;
+    for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++)
+        for (size_t m = 0; m < sizeof modes / sizeof *modes; m++)
+            for (int always = 0; always < 2; always++) {
+                SSL_CTX *server = server_ctx(kinds[k].version), *client = client_ctx(kinds[k].version);
+                SSL_SESSION *session;
+                pair p;
+
+                SSL_CTX_set_options(server, SSL_OP_NO_TICKET);
+                SSL_CTX_set_session_cache_mode(server, modes[m]);
+                assert_int_equal(reprise_ctx_set_internal(server, always ? REPRISE_INTERNAL_ALWAYS : REPRISE_INTERNAL_AS_IS), 1);
+                assert_int_equal(SSL_CTX_get_session_cache_mode(server), modes[m]);
+                p = tls_connect(client, server, NULL);
+                session = SSL_get1_session(p.client);
+                tls_close(&p);
+                for (int i = 0; i < 2; i++) {
+                    /* A server that caches nothing gives no id. */
+                    int resumable = SSL_SESSION_is_resumable(session);
+
+                    assert_int_equal(resumable && tls_resumes(client, server, session), always);
+                    assert_int_equal(SSL_CTX_set_session_cache_mode(server, modes[m]), modes[m]);
+                }
+                SSL_SESSION_free(session);
+                SSL_CTX_free(server);
+                SSL_CTX_free(client);
+            }
+}
+
 static void wrong_arguments(void **state)
 {
     SSL_CTX *ctx = server_ctx(TLS1_2_VERSION);
@@ -143,6 +177,9 @@ static void wrong_arguments(void **state)
     assert_non_null(strstr(ERR_reason_error_string(ERR_get_error()), "REPRISE_TICKETS_STATEFUL"));
     assert_int_equal(reprise_ctx_set_unclean(ctx, -1), 0);
     assert_non_null(strstr(ERR_reason_error_string(ERR_get_error()), "REPRISE_UNCLEAN_KEEP"));
+    assert_int_equal(reprise_ctx_set_internal(ctx, 2), 0);
+    assert_non_null(strstr(ERR_reason_error_string(ERR_get_error()), "REPRISE_INTERNAL_ALWAYS"));
+    assert_int_equal(reprise_ctx_set_internal(NULL, 0), 0);
     assert_int_equal(reprise_ctx_set_tickets(NULL, 0), 0);
     assert_int_equal(reprise_ctx_set_unclean(NULL, 0), 0);
     ERR_clear_error();
@@ -155,6 +192,7 @@ int main(void)
         RULE_TEST(unclean),
         RULE_TEST(tickets),
         RULE_TEST(tickets_of_clients),
+        RULE_TEST(internal),
         RULE_TEST(wrong_arguments),
     };
 

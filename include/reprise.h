@@ -48,6 +48,12 @@ typedef struct ossl_lib_ctx_st OSSL_LIB_CTX;
 // Only tickets that name a session in the cache.
 #define REPRISE_TICKETS_STATEFUL 1
 
+// The internal cache as the program's session cache mode has it.
+#define REPRISE_INTERNAL_AS_IS 0
+
+// Servers use it even if that switches it off.
+#define REPRISE_INTERNAL_ALWAYS 1
+
 // A connection that ends without close_notify costs the session, as libssl has it.
 #define REPRISE_UNCLEAN_DROP 0
 
@@ -425,6 +431,15 @@ int reprise_ctx_set_cache(SSL_CTX *ctx, const char *url);
 // `ctx` is NULL or a live SSL_CTX.
 int reprise_ctx_set_tickets(SSL_CTX *ctx,
                             int tickets);
+
+// Chooses REPRISE_INTERNAL_AS_IS or REPRISE_INTERNAL_ALWAYS for the servers of one SSL_CTX: whether the internal cache is
+// used even under SSL_SESS_CACHE_OFF and SSL_SESS_CACHE_NO_INTERNAL. The environment variable REPRISE_INTERNAL chooses
+// for all contexts, for programs that cannot be told otherwise. Returns 1, or 0 with an error on the queue.
+//
+// # Safety
+// `ctx` is NULL or a live SSL_CTX.
+int reprise_ctx_set_internal(SSL_CTX *ctx,
+                             int internal);
 
 // Chooses REPRISE_UNCLEAN_DROP or REPRISE_UNCLEAN_KEEP for the servers of one SSL_CTX: whether a session stays whose
 // connection ends without close_notify, as most of the web's do. The environment variable REPRISE_UNCLEAN chooses for

@@ -6,6 +6,7 @@
 //! | `REPRISE_CACHE` | `memory:` (default) or `shm:NAME?size=64M&keep=on` |
 //! | `REPRISE_SEMANTICS` | `documented` (default) or `stock` |
 //! | `REPRISE_TICKETS` | `as-is` (default) or `stateful` |
+//! | `REPRISE_INTERNAL` | `as-is` (default) or `always` |
 //! | `REPRISE_UNCLEAN` | `drop` (default) or `keep` |
 //! | `REPRISE_LOG` | `error` (default) or `off` |
 //! | `REPRISE_STATUS` | `on` (default) or `off`: whether `reprise status` sees the program, see [`crate::board`] |
@@ -65,6 +66,17 @@ choices! {
         AsIs = 0 "as-is",
         /// Only such as name a session in the cache (SSL_OP_NO_TICKET).
         Stateful = 1 "stateful",
+    }
+}
+
+choices! {
+    /// Whether servers use the internal cache.
+    Internal {
+        /// As the program's SSL_CTX_set_session_cache_mode says.
+        #[default]
+        AsIs = 0 "as-is",
+        /// Even if that switches it off.
+        Always = 1 "always",
     }
 }
 
@@ -151,6 +163,7 @@ fn size(text: &str) -> Result<u64, String> {
 pub struct Config {
     pub semantics: Semantics,
     pub tickets: Tickets,
+    pub internal: Internal,
     pub unclean: Unclean,
     pub cache: Place,
     pub log: Log,
@@ -180,6 +193,7 @@ impl Config {
         }
         config.semantics = choose!("REPRISE_SEMANTICS", Semantics);
         config.tickets = choose!("REPRISE_TICKETS", Tickets);
+        config.internal = choose!("REPRISE_INTERNAL", Internal);
         config.unclean = choose!("REPRISE_UNCLEAN", Unclean);
         config.status = choose!("REPRISE_STATUS", Status);
         config.log = choose!("REPRISE_LOG", Log);
@@ -224,6 +238,7 @@ mod tests {
             config(&[
                 ("REPRISE_SEMANTICS", ""),
                 ("REPRISE_TICKETS", ""),
+                ("REPRISE_INTERNAL", ""),
                 ("REPRISE_UNCLEAN", ""),
                 ("REPRISE_CACHE", ""),
                 ("REPRISE_STATUS", ""),
@@ -239,6 +254,7 @@ mod tests {
         let config = config(&[
             ("REPRISE_SEMANTICS", "stock"),
             ("REPRISE_TICKETS", "stateful"),
+            ("REPRISE_INTERNAL", "always"),
             ("REPRISE_UNCLEAN", "keep"),
             ("REPRISE_CACHE", "shm:web?size=32M&keep=off"),
             ("REPRISE_STATUS", "off"),
@@ -251,6 +267,7 @@ mod tests {
             Config {
                 semantics: Semantics::Stock,
                 tickets: Tickets::Stateful,
+                internal: Internal::Always,
                 unclean: Unclean::Keep,
                 cache: Place::Shm(web),
                 status: Status::Off,

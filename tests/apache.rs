@@ -1,6 +1,6 @@
-//! Apache with processes for workers (prefork) under a preload with a shared cache. It has no use for one: mod_ssl either
-//! caches nothing (`none`), or keeps sessions in a cache of its own and forbids the internal one (all else). So nothing
-//! may change, whatever else the environment asks for.
+//! Apache with processes for workers (prefork) under a preload with a shared cache. mod_ssl either caches nothing (`none`),
+//! or keeps sessions in a cache of its own and forbids the internal one (all else). So nothing may change, whatever
+//! else the environment asks for, but for `REPRISE_INTERNAL=always`: then Apache without a cache of its own has one.
 
 mod common;
 
@@ -88,6 +88,19 @@ fn as_on_stock(cache: &'static str, tickets: &'static str, resumed: u64) {
 fn no_cache() {
     as_on_stock("none", "off", 0);
     as_on_stock("nonenotnull", "off", 0);
+}
+
+#[test]
+fn no_cache_of_its_own() {
+    for cache in ["none", "nonenotnull"] {
+        for (protocol, client) in PROTOCOLS {
+            let setup = Setup { protocol, client, cache, tickets: "off" };
+            let (sandbox, shared) = (Sandbox::new(), SharedCache::new());
+            assert_eq!(visit(&sandbox, setup, None, &[]).resumed, 0, "{setup:?}: stock");
+            let reprise = visit(&sandbox, setup, Some(&shared), &[("REPRISE_INTERNAL", "always")]);
+            assert_eq!(reprise.resumed, 200, "{setup:?}: Reprise");
+        }
+    }
 }
 
 #[test]

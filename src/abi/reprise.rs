@@ -1,7 +1,7 @@
 //! Reprise's own functions. Errors are on OpenSSL's error queue, from the library "reprise".
 
 use super::border;
-use crate::config::{Semantics, Tickets, Unclean};
+use crate::config::{Internal, Semantics, Tickets, Unclean};
 use crate::context::counters::Count;
 use crate::context::{registry, Context};
 use crate::libssl::error::{raise, raise_with, Error};
@@ -22,6 +22,13 @@ const _: () = assert!(REPRISE_TICKETS_AS_IS == Tickets::AsIs as c_int);
 /// Only tickets that name a session in the cache.
 pub const REPRISE_TICKETS_STATEFUL: c_int = 1;
 const _: () = assert!(REPRISE_TICKETS_STATEFUL == Tickets::Stateful as c_int);
+
+/// The internal cache as the program's session cache mode has it.
+pub const REPRISE_INTERNAL_AS_IS: c_int = 0;
+const _: () = assert!(REPRISE_INTERNAL_AS_IS == Internal::AsIs as c_int);
+/// Servers use it even if that switches it off.
+pub const REPRISE_INTERNAL_ALWAYS: c_int = 1;
+const _: () = assert!(REPRISE_INTERNAL_ALWAYS == Internal::Always as c_int);
 
 /// A connection that ends without close_notify costs the session, as libssl has it.
 pub const REPRISE_UNCLEAN_DROP: c_int = 0;
@@ -156,6 +163,21 @@ pub unsafe extern "C" fn reprise_ctx_set_tickets(ctx: *mut SSL_CTX, tickets: c_i
     border(0, || {
         let context = ours(ctx)?;
         context.set_tickets(known(Tickets::from_number(tickets), Error::UnknownTickets)?);
+        Some(1)
+    })
+}
+
+/// Chooses REPRISE_INTERNAL_AS_IS or REPRISE_INTERNAL_ALWAYS for the servers of one SSL_CTX: whether the internal cache is
+/// used even under SSL_SESS_CACHE_OFF and SSL_SESS_CACHE_NO_INTERNAL. The environment variable REPRISE_INTERNAL chooses
+/// for all contexts, for programs that cannot be told otherwise. Returns 1, or 0 with an error on the queue.
+///
+/// # Safety
+/// `ctx` is NULL or a live SSL_CTX.
+#[no_mangle]
+pub unsafe extern "C" fn reprise_ctx_set_internal(ctx: *mut SSL_CTX, internal: c_int) -> c_int {
+    border(0, || {
+        let context = ours(ctx)?;
+        context.set_internal(known(Internal::from_number(internal), Error::UnknownInternal)?);
         Some(1)
     })
 }

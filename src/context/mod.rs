@@ -9,7 +9,7 @@ pub mod registry;
 mod spent;
 
 use crate::cache::{self, Cache, Collision, Departure, Inserted, Key, Place, Seconds, Session as _};
-use crate::config::{self, Semantics, Tickets, Unclean};
+use crate::config::{self, Internal, Semantics, Tickets, Unclean};
 use crate::libssl::{self, now, types::*};
 use crate::libssl::{Connection, Ctx, CtxCell, Hooks, Service, Session, SessionTable, Slot};
 use crate::{log, totals};
@@ -34,6 +34,7 @@ pub struct Context {
     semantics: AtomicU32,
     tickets: AtomicU32,
     unclean: AtomicU32,
+    internal: AtomicU32,
     /// SSL_CTX_free has begun.
     ending: AtomicBool,
     /// Nothing is stored any more.
@@ -73,6 +74,7 @@ impl Context {
             semantics: AtomicU32::new(0),
             tickets: AtomicU32::new(0),
             unclean: AtomicU32::new(0),
+            internal: AtomicU32::new(0),
             ending: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             new_callback: Slot::<NewCallback>::empty(),
@@ -109,6 +111,7 @@ impl Context {
             context.sized.store(false, Relaxed);
             context.set_tickets(config.tickets);
             context.set_unclean(config.unclean);
+            context.internal.store(config.internal as u32, Relaxed);
             if let Err(error) = context.caches.choose(&config.cache) {
                 log::once(format_args!("REPRISE_CACHE: {error}: each process caches for itself"));
                 let _ = context.caches.choose(&Place::Memory);
@@ -264,13 +267,29 @@ impl Context {
     /// Returns the previous mode (MODE1). Libssl learns for which sides it is to call us.
     pub fn set_mode(&self, mode: u32) -> u32 {
         if let Some(ctx) = self.ctx() {
-            ctx.set_mode(mode);
+            ctx.set_mode(self.effective(mode));
         }
         self.mode.swap(mode, Relaxed)
     }
 
+    /// What counts of the program's `mode`: all of it, or, under REPRISE_INTERNAL=always, what is not against the
+    /// internal cache of servers.
+    fn effective(&self, mode: u32) -> u32 {
+        if self.internal.load(Relaxed) == Internal::Always as u32 {
+            (mode | SSL_SESS_CACHE_SERVER) & !SSL_SESS_CACHE_NO_INTERNAL
+        } else {
+            mode
+        }
+    }
+
     fn has_mode(&self, bit: u32) -> bool {
-        self.mode() & bit != 0
+        self.effective(self.mode()) & bit != 0
+    }
+
+    /// The policy of REPRISE_INTERNAL for this context.
+    pub fn set_internal(&self, internal: Internal) {
+        self.internal.store(internal as u32, Relaxed);
+        self.set_mode(self.mode());
     }
 
     pub fn size(&self) -> u64 {

@@ -18,9 +18,10 @@ pub enum Error {
     Cache,
     UnknownTickets,
     UnknownUnclean,
+    UnknownInternal,
 }
 
-const REASONS: [(Error, &std::ffi::CStr); 7] = [
+const REASONS: [(Error, &std::ffi::CStr); 8] = [
     (Error::NullArgument, c"an argument is NULL"),
     (Error::NotTakenOver, c"this SSL_CTX is not served by Reprise: it was made before libreprise was loaded, or libreprise stands behind libssl: link -lreprise before -lssl"),
     (Error::UnknownSemantics, c"unknown semantics: pass REPRISE_SEMANTICS_DOCUMENTED or REPRISE_SEMANTICS_STOCK"),
@@ -28,6 +29,7 @@ const REASONS: [(Error, &std::ffi::CStr); 7] = [
     (Error::Cache, c"the cache cannot be used"),
     (Error::UnknownTickets, c"unknown policy: pass REPRISE_TICKETS_AS_IS or REPRISE_TICKETS_STATEFUL"),
     (Error::UnknownUnclean, c"unknown policy: pass REPRISE_UNCLEAN_DROP or REPRISE_UNCLEAN_KEEP"),
+    (Error::UnknownInternal, c"unknown policy: pass REPRISE_INTERNAL_AS_IS or REPRISE_INTERNAL_ALWAYS"),
 ];
 
 /// Puts `error` on this thread's error queue.

@@ -34,6 +34,9 @@ pub struct Args {
     /// Let tickets refer to the cache, or leave them as the program has them
     #[arg(long, value_parser = ["stateful", "as-is"])]
     tickets: Option<String>,
+    /// Whether servers use the internal cache even if they switch it off
+    #[arg(long, value_parser = ["always", "as-is"])]
+    internal: Option<String>,
     /// Whether sessions of connections closed without close_notify stay usable
     #[arg(long, value_parser = ["keep", "drop"])]
     unclean: Option<String>,
@@ -76,6 +79,7 @@ fn variables(args: &Args) -> BTreeMap<&'static str, String> {
         ("REPRISE_CACHE", &args.cache),
         ("REPRISE_SEMANTICS", &args.semantics),
         ("REPRISE_TICKETS", &args.tickets),
+        ("REPRISE_INTERNAL", &args.internal),
         ("REPRISE_UNCLEAN", &args.unclean),
         ("REPRISE_LOG", &args.log),
     ];
