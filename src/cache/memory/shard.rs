@@ -23,9 +23,15 @@ pub struct Shard<S> {
     pub room: Room,
     /// How many sessions are here, readable without the lock.
     count: AtomicUsize,
-    /// The first turn in the heap, readable without the lock.
-    soonest_expiry: AtomicI64,
-    soonest_came: AtomicU64,
+    soonest: Soonest,
+}
+
+/// The first turn in the heap, readable without the lock. Who looks for the next one to evict reads it in all shards, and
+/// shall not wait for lines that change with each session that comes.
+#[repr(align(128))]
+struct Soonest {
+    expiry: AtomicI64,
+    came: AtomicU64,
 }
 
 /// A session on its way into the cache.
@@ -68,8 +74,8 @@ impl<S> Drop for Locked<'_, S> {
     fn drop(&mut self) {
         let turn = self.contents.heap.first().map_or(NONE, |(turn, _)| turn);
         if turn != self.shard.soonest() {
-            self.shard.soonest_expiry.store(turn.expiry, Relaxed);
-            self.shard.soonest_came.store(turn.came, Relaxed);
+            self.shard.soonest.expiry.store(turn.expiry, Relaxed);
+            self.shard.soonest.came.store(turn.came, Relaxed);
         }
         self.shard.count.store(self.contents.count, Relaxed);
     }
@@ -82,8 +88,7 @@ impl<S> Shard<S> {
             index: OnceBox::new(),
             room: Room::default(),
             count: AtomicUsize::new(0),
-            soonest_expiry: AtomicI64::new(NONE.expiry),
-            soonest_came: AtomicU64::new(NONE.came),
+            soonest: Soonest { expiry: AtomicI64::new(NONE.expiry), came: AtomicU64::new(NONE.came) },
         }
     }
 
@@ -99,7 +104,7 @@ impl<S> Shard<S> {
 
     /// The turn of the session that leaves first; a moment old when other threads are at work.
     pub fn soonest(&self) -> Turn {
-        Turn { expiry: self.soonest_expiry.load(Relaxed), came: self.soonest_came.load(Relaxed) }
+        Turn { expiry: self.soonest.expiry.load(Relaxed), came: self.soonest.came.load(Relaxed) }
     }
 
     /// A moment old, too, unless the shard is frozen.
