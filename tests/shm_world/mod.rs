@@ -47,7 +47,13 @@ pub fn content(service: u64, number: u64, variant: u64, length: usize) -> Vec<u8
 /// Panics unless these are bytes that `content` made for this key.
 pub fn assert_content(service: u64, number: u64, bytes: &[u8]) {
     let variant = u64::from_le_bytes(bytes[16..24].try_into().unwrap());
-    assert!(bytes == content(service, number, variant, bytes.len()), "a wrong record for {service}/{number}");
+    let expected = content(service, number, variant, bytes.len());
+    let same = bytes.iter().zip(&expected).position(|(is, expected)| is != expected);
+    let (length, begins) = (bytes.len(), &bytes[..24]);
+    assert!(
+        bytes == expected,
+        "a wrong record for {service}/{number}: {length} bytes, wrong from {same:?}: {begins:?}"
+    );
 }
 
 /// A cache of this test's own, whose file goes with it.
@@ -80,11 +86,18 @@ pub fn own(size: u64) -> Own {
     Own(Area::open(&spec(size)).unwrap())
 }
 
+/// How many children have panicked. One that is killed meanwhile cannot say so when it ends.
+pub fn panicked() -> &'static AtomicU64 {
+    static PANICKED: std::sync::OnceLock<&AtomicU64> = std::sync::OnceLock::new();
+    PANICKED.get_or_init(|| &shared(1)[0])
+}
+
 /// A child of this process that does `work` and ends.
 pub struct Child(pub i32);
 
 impl Child {
     pub fn run(work: impl FnOnce()) -> Child {
+        let panicked = panicked();
         // SAFETY: the child uses what the parent has left, and libc's allocator is made for that.
         match unsafe { libc::fork() } {
             0 => {
@@ -92,6 +105,7 @@ impl Child {
                 // SAFETY: plain numbers.
                 unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
                 let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+                panicked.fetch_add(done.is_err() as u64, Relaxed);
                 // SAFETY: it ends, without destructors of the parent's things.
                 unsafe { libc::_exit(if done.is_ok() { 0 } else { 101 }) }
             }

@@ -453,6 +453,7 @@ impl<'a> Writer<'a> {
             if !meta.is_live() {
                 self.begin_change()?;
                 self.plain(HEAD, head.wrapping_add(length as u64))?;
+                compiler_fence(SeqCst); // before anything is written there
                 continue;
             }
             let record = self.store.record(at)?;
