@@ -36,7 +36,7 @@ fi
 sides='stock documented stock-like shared'
 if [ "$1" = --valgrind ]; then
     shift
-    sides='documented stock-like' # shared.c has the shared cache in both; its side would take half an hour
+    sides='documented stock-like' # shared.c has the shared cache; its side would take half an hour
     VALGRIND='valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite --child-silent-after-fork=yes'
     export VALGRIND REPRISE_SLOWLY=1
 else
