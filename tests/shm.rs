@@ -710,3 +710,19 @@ fn coming_and_leaving_at_the_same_time() {
     }
     assert!(!path.exists());
 }
+
+/// Nothing is parsed that is not what it was when it came: not on the way out either.
+#[test]
+fn a_damaged_record_is_handed_to_nobody() {
+    let own = own(1 << 20);
+    let area = own.0;
+    let bytes = content(0, 1, 0, 200);
+    area.insert([0, 9], &key(1), &bytes, 4_000_000_000, Collision::Replace, 0, &mut Vec::new());
+    let part = u64::from_ne_bytes(bytes[64..72].try_into().unwrap());
+    let word = area.raw().iter().find(|word| word.load(Relaxed) == part).expect("it lies there in clear");
+    word.fetch_xor(1 << 17, Relaxed);
+    area.for_each([0, 9], &mut |seen| assert!(seen.is_empty(), "shown"));
+    assert_eq!(area.sessions([0, 9]), 1);
+    area.clear([0, 9], &mut |seen| assert!(seen.is_empty(), "handed out"));
+    assert_eq!((area.sessions([0, 9]), area.info().count(Counter::Corrupt)), (0, 1));
+}

@@ -329,7 +329,7 @@ impl Area {
                 while batch.len() < BATCH {
                     let Some(record) = order::after(writer, row, last)? else { break };
                     let mut bytes = Vec::new();
-                    writer.store.copy(&record, &mut bytes)?;
+                    writer.store.copy_sound(&record, &mut bytes)?;
                     batch.push(bytes);
                     last = record.order();
                 }

@@ -452,20 +452,30 @@ impl Store {
     /// NH, the universal hash of UMAC (RFC 4418): whoever chooses the keys, two of them collide with a probability
     /// of 2^-64.
     pub fn wanted(&self, service: Service, key: &Key) -> Wanted {
-        let words = key.words();
         let k = &self.constants.secret;
-        let [a, b, c, d, e] = words;
+        let [a, b, c, d, e] = key.words();
         let [s, t] = service;
         let sum = product(a.wrapping_add(k[0]), b.wrapping_add(k[1]))
             .wrapping_add(product(c.wrapping_add(k[2]), d.wrapping_add(k[3])))
             .wrapping_add(product(e.wrapping_add(k[4]), s.wrapping_add(k[5])))
             .wrapping_add(product(t.wrapping_add(k[6]), k[7]));
         let spread = product(sum as u64 ^ k[7], (sum >> 64) as u64 ^ k[8]);
-        let mut all = [0; 56];
-        for (bytes, word) in all.chunks_exact_mut(8).zip([a, b, c, d, e, s, t]) {
-            bytes.copy_from_slice(&word.to_le_bytes());
+        self.hashed(spread as u64 ^ (spread >> 64) as u64)
+    }
+
+    /// The key that has this hash, which is how a record can be verified by itself.
+    fn hashed(&self, hash: u64) -> Wanted {
+        Wanted { hash, seed: xxh3_64_with_seed(&hash.to_le_bytes(), self.constants.secret[9] ^ LAYOUT) }
+    }
+
+    /// Copies the bytes of a record; none if it is not whole. Whether it is.
+    pub fn copy_sound(&self, record: &Record, out: &mut Vec<u8>) -> Found<bool> {
+        self.copy(record, out)?;
+        let sound = self.is_sound(record, &self.hashed(record.hash), out)?;
+        if !sound {
+            out.clear();
         }
-        Wanted { hash: spread as u64 ^ (spread >> 64) as u64, seed: xxh3_64_with_seed(&all, k[9] ^ LAYOUT) }
+        Ok(sound)
     }
 }
 

@@ -295,13 +295,13 @@ impl<'a> Writer<'a> {
         self.remove_record(record, why)
     }
 
-    /// Takes out the session of a row that expires soonest, if that is before `before`, and gives its bytes to `out`.
-    /// These are not checked, for that its key would have to be known.
+    /// Takes out the session of a row that expires soonest, if that is before `before`, and gives its bytes to `out`: none
+    /// if it is not what it was when it came.
     pub fn pop(&mut self, row: usize, before: u32, why: Counter, out: &mut Vec<u8>) -> Found<bool> {
         match order::first(self, row)? {
             Some(record) if record.expiry() < before => {
-                self.store.copy(&record, out)?;
-                self.remove_record(&record, why)?;
+                let sound = self.store.copy_sound(&record, out)?;
+                self.remove_record(&record, if sound { why } else { Counter::Corrupt })?;
                 Ok(true)
             }
             _ => Ok(false),
@@ -478,8 +478,7 @@ impl<'a> Writer<'a> {
                 }
                 expired = 0;
             }
-            if self.row_of(&record) == row {
-                self.store.copy(&record, out)?;
+            if self.row_of(&record) == row && self.store.copy_sound(&record, out)? {
                 left.push((std::mem::take(out), Departure::Evicted));
             }
             self.remove_record(&record, if has_expired { Counter::Expired } else { Counter::Evicted })?;
