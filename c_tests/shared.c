@@ -180,6 +180,7 @@ static void CB5_remove_cb_is_shown_an_equal_session(void **state)
     SSL_CTX_free(ctx);
 }
 
+#ifdef SSL_SESS_CACHE_UPDATE_TIME /* since 3.0 */
 static void MODE8_a_renewal_is_written_through(void **state)
 {
     SSL_CTX *ctx = service(TLS1_2_VERSION), *client = client_ctx(TLS1_2_VERSION);
@@ -201,6 +202,7 @@ static void MODE8_a_renewal_is_written_through(void **state)
     SSL_CTX_free(ctx);
     SSL_CTX_free(client);
 }
+#endif
 
 /* ---- contexts ---- */
 
@@ -509,7 +511,9 @@ int main(void)
         CACHE_TEST(ADD4_a_session_that_cannot_be_resumed_is_not_stored),
         CACHE_TEST(ADD6_a_mark_comes_along),
         CACHE_TEST(CB5_remove_cb_is_shown_an_equal_session),
+#ifdef SSL_SESS_CACHE_UPDATE_TIME
         CACHE_TEST(MODE8_a_renewal_is_written_through),
+#endif
         CACHE_TEST(CB5_sessions_outlive_their_context),
         CACHE_TEST(SIZE1_the_default_size_is_no_limit),
         CACHE_TEST(MODE9_services_are_apart),

@@ -98,6 +98,16 @@ pub enum Departure {
     Replaced,
 }
 
+/// Which session leaves first when the cache is full.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Eviction {
+    /// The one that expires soonest.
+    #[default]
+    Soonest,
+    /// The one that came first, as libssl 1.1.1 has it.
+    Oldest,
+}
+
 /// The internal cache of one SSL_CTX. All methods may be called from any thread, also from within `left`.
 pub trait Cache<S: Session>: Send + Sync {
     /// Takes over one reference to `session`. Calls `left` for what had to leave, after the insertion.
@@ -122,6 +132,8 @@ pub trait Cache<S: Session>: Send + Sync {
     fn is_empty(&self) -> bool;
     /// How many sessions it may hold, 0 for no limit. A lower limit takes effect at the next insertion.
     fn set_limit(&self, limit: usize);
+    /// A shared cache, which others use as well, always evicts what expires soonest.
+    fn set_eviction(&self, _eviction: Eviction) {}
     /// A reference to each session cached now.
     fn snapshot(&self) -> Vec<S>;
     /// Whether other processes use it, too, and it outlives this one. What comes out of it are then equal copies.

@@ -8,7 +8,7 @@ pub mod counters;
 pub mod registry;
 mod spent;
 
-use crate::cache::{self, Cache, Collision, Departure, Inserted, Key, Place, Seconds, Session as _};
+use crate::cache::{self, Cache, Collision, Departure, Eviction, Inserted, Key, Place, Seconds, Session as _};
 use crate::config::{self, Internal, Semantics, Tickets, Unclean};
 use crate::libssl::{self, now, types::*};
 use crate::libssl::{Connection, Ctx, CtxCell, Hooks, Service, Session, SessionTable, Slot};
@@ -312,6 +312,9 @@ impl Context {
         // What a shared cache holds is set with its size in bytes, unless the program asks for less.
         let unlimited = self.caches.current().is_shared() && !self.sized.load(Relaxed);
         self.caches.current().set_limit(if unlimited { 0 } else { limit });
+        // SIZE2, stock before 3.0.
+        let oldest_first = !self.is_documented() && !libssl::is_3_or_later();
+        self.caches.current().set_eviction(if oldest_first { Eviction::Oldest } else { Eviction::Soonest });
     }
 }
 

@@ -5,7 +5,7 @@
 
 pub mod session;
 
-use reprise::cache::{memory::Memory, Cache, Collision, Departure, Inserted, Key, Seconds};
+use reprise::cache::{memory::Memory, Cache, Collision, Departure, Eviction, Inserted, Key, Seconds};
 use session::{Fake, Object};
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicIsize, Ordering::SeqCst};
@@ -46,6 +46,7 @@ pub enum Op {
     Expire(u8),
     Clear,
     SetLimit(u8),
+    SetEviction(Eviction),
     Snapshot,
     /// The clock goes on, or back.
     Clock(i8),
@@ -70,6 +71,8 @@ impl Op {
             33 => Op::Clear,
             34..=35 => Op::SetLimit(small),
             36 => Op::Snapshot,
+            37 if small % 4 == 0 => Op::SetEviction(Eviction::Soonest),
+            37 if small % 4 == 1 => Op::SetEviction(Eviction::Oldest),
             _ => Op::Clock(small as i8),
         }
     }
@@ -117,11 +120,14 @@ pub fn key(number: u16) -> Key {
 /// Of an object in [`World::objects`].
 type Index = usize;
 
+#[derive(Clone, Copy)]
 struct Entry {
     object: Index,
     expiry: Seconds,
     /// Rises with each session that comes or whose expiry changes.
     came: u64,
+    /// Rises with each session that comes while the oldest one is evicted.
+    arrived: u64,
 }
 
 /// What the cache must be, as a list.
@@ -129,6 +135,7 @@ struct Entry {
 struct Model {
     entries: Vec<Entry>,
     limit: usize,
+    eviction: Eviction,
     came: u64,
 }
 
@@ -144,12 +151,29 @@ impl Model {
 
     fn push(&mut self, object: Index, expiry: Seconds) {
         self.came += 1;
-        self.entries.push(Entry { object, expiry, came: self.came });
+        self.entries.push(Entry { object, expiry, came: self.came, arrived: self.came });
     }
 
-    /// Soonest expiry first, among equals the one that came first.
+    /// Among its new equals it comes last, but it is no younger.
+    fn set_expiry(&mut self, position: usize, expiry: Seconds) {
+        self.came += 1;
+        let Entry { object, arrived, .. } = self.entries[position];
+        self.entries[position] = Entry { object, expiry, came: self.came, arrived };
+    }
+
+    fn set_eviction(&mut self, eviction: Eviction) {
+        if eviction == Eviction::Oldest && self.eviction != eviction {
+            self.entries.iter_mut().for_each(|entry| entry.arrived = entry.came);
+        }
+        self.eviction = eviction;
+    }
+
+    /// Soonest expiry first, among equals the one that came first; or the one that arrived first.
     fn evict(&mut self) -> Index {
-        let first = (0..self.entries.len()).min_by_key(|&i| (self.entries[i].expiry, self.entries[i].came));
+        let first = (0..self.entries.len()).min_by_key(|&i| match (self.eviction, self.entries[i]) {
+            (Eviction::Soonest, entry) => (entry.expiry, entry.came),
+            (Eviction::Oldest, entry) => (0, entry.arrived),
+        });
         self.entries.remove(first.expect("only a full cache evicts")).object
     }
 
@@ -253,10 +277,8 @@ impl World {
                     return; // nothing changed: its place among its equals is not promised
                 }
                 cache.expiry_changed(&Fake::of(&self.objects[object]));
-                // Among its new equals it comes last.
-                if self.model.position(object).is_some() {
-                    self.model.remove(object);
-                    self.model.push(object, expiry);
+                if let Some(position) = self.model.position(object) {
+                    self.model.set_expiry(position, expiry);
                 }
             }
             Op::HasExpired => assert_eq!(cache.has_expired(self.now), self.model.expired(self.now) > 0, "has_expired"),
@@ -265,6 +287,10 @@ impl World {
             Op::SetLimit(limit) => {
                 self.model.limit = usize::from(limit);
                 cache.set_limit(self.model.limit);
+            }
+            Op::SetEviction(eviction) => {
+                self.model.set_eviction(eviction);
+                cache.set_eviction(eviction);
             }
             Op::Snapshot => self.check_snapshot(),
             Op::Clock(by) => self.now += Seconds::from(by),

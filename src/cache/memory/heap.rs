@@ -15,6 +15,13 @@ pub struct Turn {
     pub came: u64,
 }
 
+impl Turn {
+    /// Where only the order of arrival counts.
+    pub fn of_arrival(came: u64) -> Turn {
+        Turn { expiry: 0, came }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Node {
     turn: Turn,
@@ -35,9 +42,9 @@ impl Heap {
         self.nodes[place as usize].turn
     }
 
-    /// Makes room for one more, so that `push` cannot fail.
-    pub fn try_reserve(&mut self) -> Result<(), TryReserveError> {
-        self.nodes.try_reserve(1)
+    /// Makes room for so many more, so that `push` cannot fail.
+    pub fn try_reserve(&mut self, more: usize) -> Result<(), TryReserveError> {
+        self.nodes.try_reserve(more)
     }
 
     /// `moved(slot, place)` is told every place that changed.

@@ -19,14 +19,14 @@ mod room;
 mod shard;
 mod sync;
 
-use super::{Cache, Collision, Departure, Held, Inserted, Key, Seconds, Session};
+use super::{Cache, Collision, Departure, Eviction, Held, Inserted, Key, Seconds, Session};
 use index::Words;
 use keyed::Keyed;
 use room::Shared;
 use shard::{Shard, Stored};
 use smallvec::SmallVec;
 use std::sync::PoisonError;
-use sync::atomic::{AtomicI64, AtomicUsize, Ordering::Relaxed};
+use sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering::Relaxed};
 use sync::{yield_now, Mutex, MutexGuard, OnceBox};
 
 const SHARDS: usize = if cfg!(loom) { 2 } else { 64 };
@@ -40,6 +40,8 @@ pub struct Memory<S: Session> {
     /// 0 for no limit, and then nobody keeps account of room.
     limit: AtomicUsize,
     room: Shared,
+    /// Whether the oldest session is evicted, not the one that expires soonest.
+    oldest_first: AtomicBool,
     /// No session has expired before this second has passed.
     none_expires_by: AtomicI64,
 }
@@ -55,6 +57,7 @@ impl<S: Session> Memory<S> {
             setting_up: Mutex::default(),
             keyed: Keyed::new(),
             limit: AtomicUsize::new(limit),
+            oldest_first: AtomicBool::new(false),
             none_expires_by: AtomicI64::new(Seconds::MIN),
         }
     }
@@ -77,7 +80,13 @@ impl<S: Session> Memory<S> {
     #[cold]
     fn allocate(&self) -> &[Shard<S>; SHARDS] {
         let _alone = self.set_up();
-        self.shards.get_or_init(|| Box::new(std::array::from_fn(|_| Shard::new())))
+        self.shards.get_or_init(|| {
+            let shards = std::array::from_fn(|_| Shard::new());
+            if self.oldest_first.load(Relaxed) {
+                shards.iter().for_each(|shard| shard.lock().set_eviction(Eviction::Oldest));
+            }
+            Box::new(shards)
+        })
     }
 
     fn all(&self) -> impl Iterator<Item = &Shard<S>> {
@@ -105,15 +114,15 @@ impl<S: Session> Memory<S> {
         }
     }
 
-    /// Takes out the session that expires soonest of all: of those that expire in the same second the one that came
-    /// first. `None` if the cache is not full, which it may not be although there is no room to be found: other threads
+    /// Takes out the session that expires soonest of all (of those that expire in the same second the one that came
+    /// first), or the oldest one. `None` if the cache is not full, which it may not be although there is no room to be found: other threads
     /// are carrying it from shard to shard, or are between their reservation and their insertion.
     fn evict(&self) -> Option<S> {
         loop {
             if self.len() < self.limit.load(Relaxed) {
                 return None;
             }
-            let shard = self.shards.get()?.iter().min_by_key(|shard| shard.soonest())?;
+            let shard = self.shards.get()?.iter().min_by_key(|shard| shard.next_out())?;
             if shard.is_empty() {
                 return None;
             }
@@ -279,6 +288,14 @@ impl<S: Session> Cache<S> for Memory<S> {
         self.all().for_each(|shard| shard.room.clear());
         self.room.set(limit, self.len());
         self.limit.store(limit, Relaxed);
+    }
+
+    fn set_eviction(&self, eviction: Eviction) {
+        let oldest_first = eviction == Eviction::Oldest;
+        let _alone = self.set_up();
+        if self.oldest_first.swap(oldest_first, Relaxed) != oldest_first {
+            self.all().for_each(|shard| shard.lock().set_eviction(eviction));
+        }
     }
 
     fn snapshot(&self) -> Vec<S> {

@@ -1,6 +1,6 @@
 //! One shard: the sessions in their slots, the index by key and the heap by expiry.
 
-use super::super::{Seconds, Session};
+use super::super::{Eviction, Seconds, Session};
 use super::heap::{Heap, Turn};
 use super::index::{self, Found, Index, Words};
 use super::room::Room;
@@ -32,6 +32,8 @@ pub struct Shard<S> {
 struct Soonest {
     expiry: AtomicI64,
     came: AtomicU64,
+    /// The number of the oldest session where that one leaves first, else [`NONE`]'s.
+    oldest: AtomicU64,
 }
 
 /// A session on its way into the cache.
@@ -43,11 +45,16 @@ pub struct Stored<S> {
 }
 
 enum Slot<S> {
-    /// The session, and where the heap has it.
-    Taken(S, u32),
-    Free {
-        next: u32,
-    },
+    Taken(Taken<S>),
+    Free { next: u32 },
+}
+
+struct Taken<S> {
+    session: S,
+    /// Where the heap by expiry has it.
+    place: u32,
+    /// Where the heap by arrival has it, if there is one.
+    arrival: u32,
 }
 
 struct Contents<S> {
@@ -55,11 +62,13 @@ struct Contents<S> {
     count: usize,
     free: u32,
     heap: Heap,
+    /// Where the oldest session leaves first: all of them in the order in which they came.
+    arrivals: Option<Heap>,
 }
 
 impl<S> Default for Contents<S> {
     fn default() -> Self {
-        Contents { slots: Vec::new(), count: 0, free: END, heap: Heap::default() }
+        Contents { slots: Vec::new(), count: 0, free: END, heap: Heap::default(), arrivals: None }
     }
 }
 
@@ -77,6 +86,10 @@ impl<S> Drop for Locked<'_, S> {
             self.shard.soonest.expiry.store(turn.expiry, Relaxed);
             self.shard.soonest.came.store(turn.came, Relaxed);
         }
+        let oldest = self.contents.arrivals.as_ref().and_then(Heap::first).map_or(NONE.came, |(turn, _)| turn.came);
+        if oldest != self.shard.soonest.oldest.load(Relaxed) {
+            self.shard.soonest.oldest.store(oldest, Relaxed);
+        }
         self.shard.count.store(self.contents.count, Relaxed);
     }
 }
@@ -88,7 +101,11 @@ impl<S> Shard<S> {
             index: OnceBox::new(),
             room: Room::default(),
             count: AtomicUsize::new(0),
-            soonest: Soonest { expiry: AtomicI64::new(NONE.expiry), came: AtomicU64::new(NONE.came) },
+            soonest: Soonest {
+                expiry: AtomicI64::new(NONE.expiry),
+                came: AtomicU64::new(NONE.came),
+                oldest: AtomicU64::new(NONE.came),
+            },
         }
     }
 
@@ -102,9 +119,17 @@ impl<S> Shard<S> {
         self.contents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The turn of the session that leaves first; a moment old when other threads are at work.
+    /// The turn of the session that expires first; a moment old when other threads are at work.
     pub fn soonest(&self) -> Turn {
         Turn { expiry: self.soonest.expiry.load(Relaxed), came: self.soonest.came.load(Relaxed) }
+    }
+
+    /// What to compare with other shards' to find the session that is evicted next; as old.
+    pub fn next_out(&self) -> Turn {
+        match self.soonest.oldest.load(Relaxed) {
+            oldest if oldest == NONE.came => self.soonest(),
+            oldest => Turn::of_arrival(oldest),
+        }
     }
 
     /// A moment old, too, unless the shard is frozen.
@@ -130,8 +155,17 @@ impl<S: Session> Shard<S> {
 /// Where the heap moved a slot's session to.
 fn moved<S>(slots: &mut [Slot<S>]) -> impl FnMut(u32, u32) + '_ {
     |slot, place| {
-        if let Some(Slot::Taken(_, known)) = slots.get_mut(slot as usize) {
-            *known = place;
+        if let Some(Slot::Taken(taken)) = slots.get_mut(slot as usize) {
+            taken.place = place;
+        }
+    }
+}
+
+/// The same for the heap by arrival.
+fn moved_up<S>(slots: &mut [Slot<S>]) -> impl FnMut(u32, u32) + '_ {
+    |slot, place| {
+        if let Some(Slot::Taken(taken)) = slots.get_mut(slot as usize) {
+            taken.arrival = place;
         }
     }
 }
@@ -141,19 +175,39 @@ impl<S: Session> Locked<'_, S> {
         self.index.find(words, hash)
     }
 
-    fn slot(&self, slot: u32) -> Option<(&S, u32)> {
-        match self.contents.slots.get(slot as usize) {
-            Some(Slot::Taken(session, place)) => Some((session, *place)),
+    fn taken(&self, found: Found) -> Option<&Taken<S>> {
+        match self.contents.slots.get(found.slot as usize) {
+            Some(Slot::Taken(taken)) => Some(taken),
             _ => None,
         }
     }
 
     pub fn session(&self, found: Found) -> Option<&S> {
-        self.slot(found.slot).map(|(session, _)| session)
+        self.taken(found).map(|taken| &taken.session)
     }
 
     pub fn expiry(&self, found: Found) -> Option<Seconds> {
-        self.slot(found.slot).map(|(_, place)| self.contents.heap.turn(place).expiry)
+        self.taken(found).map(|taken| self.contents.heap.turn(taken.place).expiry)
+    }
+
+    /// From now on sessions leave in this order. Where there is no memory for that, nothing changes.
+    pub fn set_eviction(&mut self, eviction: Eviction) {
+        let contents = &mut *self.contents;
+        contents.arrivals = None;
+        if eviction == Eviction::Soonest {
+            return;
+        }
+        let mut arrivals = Heap::default();
+        if arrivals.try_reserve(contents.count).is_err() {
+            return;
+        }
+        for slot in 0..contents.slots.len() {
+            if let Slot::Taken(taken) = &contents.slots[slot] {
+                let turn = Turn::of_arrival(contents.heap.turn(taken.place).came);
+                arrivals.push(turn, slot as u32, moved_up(&mut contents.slots));
+            }
+        }
+        contents.arrivals = Some(arrivals);
     }
 
     /// Gives it back when there is no memory for it. `came` tells the order of those that expire in one second.
@@ -162,12 +216,13 @@ impl<S: Session> Locked<'_, S> {
         let slot = if contents.free == END { contents.slots.len() as u32 } else { contents.free };
         let room = (slot as usize) < index::SLOTS
             && self.index.reserve(slot, contents.count)
-            && contents.heap.try_reserve().is_ok()
+            && contents.heap.try_reserve(1).is_ok()
+            && contents.arrivals.as_mut().is_none_or(|arrivals| arrivals.try_reserve(1).is_ok())
             && (contents.free != END || contents.slots.try_reserve(1).is_ok());
         if !room {
             return Err(new);
         }
-        let taken = Slot::Taken(new.session, 0);
+        let taken = Slot::Taken(Taken { session: new.session, place: 0, arrival: 0 });
         match contents.slots.get_mut(slot as usize) {
             Some(place) => {
                 if let Slot::Free { next } = *place {
@@ -180,23 +235,30 @@ impl<S: Session> Locked<'_, S> {
         contents.count += 1;
         self.index.insert(&new.words, new.hash, slot);
         contents.heap.push(Turn { expiry: new.expiry, came }, slot, moved(&mut contents.slots));
+        if let Some(arrivals) = &mut contents.arrivals {
+            arrivals.push(Turn::of_arrival(came), slot, moved_up(&mut contents.slots));
+        }
         Ok(())
     }
 
     /// Puts `new` in the place of the session that was found, which has the same key, and returns that one.
     pub fn replace(&mut self, found: Found, new: Stored<S>, came: u64) -> S {
-        let old = match self.contents.slots.get_mut(found.slot as usize) {
-            Some(Slot::Taken(session, _)) => std::mem::replace(session, new.session),
+        let contents = &mut *self.contents;
+        let (old, arrival) = match contents.slots.get_mut(found.slot as usize) {
+            Some(Slot::Taken(taken)) => (std::mem::replace(&mut taken.session, new.session), taken.arrival),
             _ => return new.session,
         };
+        if let Some(arrivals) = &mut contents.arrivals {
+            arrivals.set(arrival, Turn::of_arrival(came), moved_up(&mut contents.slots));
+        }
         self.set_expiry(found, new.expiry, came);
         old
     }
 
     pub fn set_expiry(&mut self, found: Found, expiry: Seconds, came: u64) {
         let contents = &mut *self.contents;
-        if let Some(Slot::Taken(_, place)) = contents.slots.get(found.slot as usize) {
-            contents.heap.set(*place, Turn { expiry, came }, moved(&mut contents.slots));
+        if let Some(Slot::Taken(taken)) = contents.slots.get(found.slot as usize) {
+            contents.heap.set(taken.place, Turn { expiry, came }, moved(&mut contents.slots));
         }
     }
 
@@ -205,12 +267,15 @@ impl<S: Session> Locked<'_, S> {
         let free = Slot::Free { next: contents.free };
         match contents.slots.get_mut(found.slot as usize) {
             Some(place @ Slot::Taken(..)) => {
-                let Slot::Taken(session, place) = std::mem::replace(place, free) else { return None };
+                let Slot::Taken(taken) = std::mem::replace(place, free) else { return None };
                 contents.free = found.slot;
                 contents.count -= 1;
                 self.index.remove(found);
-                contents.heap.remove(place, moved(&mut contents.slots));
-                Some(session)
+                contents.heap.remove(taken.place, moved(&mut contents.slots));
+                if let Some(arrivals) = &mut contents.arrivals {
+                    arrivals.remove(taken.arrival, moved_up(&mut contents.slots));
+                }
+                Some(taken.session)
             }
             _ => None,
         }
@@ -218,11 +283,11 @@ impl<S: Session> Locked<'_, S> {
 
     /// Takes out the session whose turn is next.
     pub fn pop(&mut self) -> Option<S> {
-        let (_, slot) = self.contents.heap.first()?;
+        let (_, slot) = self.contents.arrivals.as_ref().unwrap_or(&self.contents.heap).first()?;
         self.remove(self.index.find_slot(slot)?)
     }
 
-    /// Takes out the session whose turn is next if it has expired at `now`.
+    /// Takes out the session that expires first if it has expired at `now`.
     pub fn pop_expired(&mut self, now: Seconds) -> Option<S> {
         let (_, slot) = self.contents.heap.first().filter(|(turn, _)| turn.expiry < now)?;
         self.remove(self.index.find_slot(slot)?)
@@ -231,9 +296,10 @@ impl<S: Session> Locked<'_, S> {
     /// Takes out everything. Says how many there are first.
     pub fn take_all(&mut self) -> (usize, impl Iterator<Item = S>) {
         let contents = std::mem::take(&mut *self.contents);
+        self.contents.arrivals = contents.arrivals.map(|_| Heap::default());
         self.index.clear();
         let sessions = contents.slots.into_iter().filter_map(|slot| match slot {
-            Slot::Taken(session, _) => Some(session),
+            Slot::Taken(taken) => Some(taken.session),
             Slot::Free { .. } => None,
         });
         (contents.count, sessions)
@@ -242,7 +308,7 @@ impl<S: Session> Locked<'_, S> {
     pub fn clone_into(&self, sessions: &mut Vec<S>) {
         if sessions.try_reserve(self.contents.count).is_ok() {
             sessions.extend(self.contents.slots.iter().filter_map(|slot| match slot {
-                Slot::Taken(session, _) => Some(session.clone()),
+                Slot::Taken(taken) => Some(taken.session.clone()),
                 Slot::Free { .. } => None,
             }));
         }
