@@ -22,14 +22,16 @@ PAGES   := $(patsubst c_tests/%.c,%,$(filter-out c_tests/harness.c,$(wildcard c_
 OUT     := target/c_tests
 # Where another libssl is to be tested: a folder with include/, lib/ and bin/ (tools/libssl.sh builds such).
 LIBSSL  ?=
+# Those that `make check-all` and `make conformance` try.
+VERSIONS := 1.1.1 3.0 3.5 3.6 4.0
 ifneq ($(LIBSSL),)
 OUT     := target/c_tests-$(notdir $(LIBSSL))
 WARN    += -I$(LIBSSL)/include -Wno-deprecated-declarations
 TLS     := -L$(LIBSSL)/lib -Wl,-rpath,$(LIBSSL)/lib $(TLS)
 endif
 
-.PHONY: all setup header install check check-all check-rust check-c check-valgrind check-conformance check-header \
-        conformance demo bench lint clean
+.PHONY: all setup header install check check-all check-rust check-c check-valgrind check-observed check-conformance \
+        check-header observe conformance demo bench lint clean
 .DELETE_ON_ERROR:
 
 all: $(LIBRARY)
@@ -97,12 +99,22 @@ check-c: $(STOCK_PAGES) $(REPRISE_PAGES)
 check-valgrind: $(REPRISE_PAGES)
 	tools/run_pages.sh --valgrind $(OUT) $(PAGES)
 
-conformance: check-c
-	tools/conformance.py $(OUT) > docs/conformance.md
+# What was observed on the system's libssl, or on LIBSSL, is what is recorded; then the page that is made of all records.
+check-observed: check-c
+	@tools/conformance.py check $(OUT) $(LIBSSL) \
+	    || { echo "c_tests/observed/ is not what the tests print: make conformance"; exit 1; }
 
-check-conformance: check-c
-	@tools/conformance.py $(OUT) | diff -u docs/conformance.md - \
-	    || { echo "docs/conformance.md is not what the tests print: make conformance"; exit 1; }
+check-conformance: check-observed
+	@tools/conformance.py print | diff -u docs/conformance.md - \
+	    || { echo "docs/conformance.md is not what c_tests/observed/ says: make conformance"; exit 1; }
+
+observe: check-c
+	tools/conformance.py collect $(OUT) $(LIBSSL) > c_tests/observed/$(or $(notdir $(LIBSSL)),debian).tsv
+
+conformance: observe
+	for version in $(VERSIONS); do \
+	    $(MAKE) --no-print-directory observe LIBSSL="$$(tools/libssl.sh $$version)" || exit 1; done
+	tools/conformance.py print > docs/conformance.md
 
 # --- everything ---------------------------------------------------------------------------------------------------
 
@@ -115,7 +127,7 @@ check-rust: $(LIBRARY) target/server-stock target/server-reprise target/reconnec
 
 # What takes longer, or needs a nightly Rust: other versions of libssl, data races, the model checker, fuzzing.
 check-all: check
-	tools/check_libssl.sh
+	tools/check_libssl.sh $(VERSIONS)
 	tools/check_threads.sh
 	tools/check_models.sh
 

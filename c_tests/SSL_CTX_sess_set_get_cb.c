@@ -906,7 +906,7 @@ static void CB10_no_master_key(void **state)
     static const char *const stock[2] = { "handshake fails", "handshake fails" };
 
     (void)state;
-    observe_fault(NO_KEY, "no master key", full, stock);
+    observe_fault(NO_KEY, "no master key", stock, stock);
 }
 
 /* ---- CB11 ---- */

@@ -51,11 +51,13 @@ static void open_gate(void)
 
 /* ---- the threads ---- */
 
-enum { POOL = 64, FRESH = 16 };
+enum { POOL = 64, FRESH = 16, KEPT = 64 };
 
 static SSL_CTX *server, *client;
 static SSL_SESSION *pool[POOL];      /* made beforehand: what the threads add and remove */
 static SSL_CTX *_Atomic fresh[FRESH]; /* contexts into which a thread is putting their first sessions */
+static SSL_SESSION *kept[KEPT];      /* the newest ones of handshakes */
+static unsigned int number_kept;
 static pair asking;                  /* a connection whose server asks for session ids */
 static atomic_bool stop;
 static atomic_long rounds[4], failures;
@@ -108,6 +110,23 @@ static void look_up_and_flush(unsigned int *seed)
     if (rand_r(seed) % 20 == 0)
         SSL_CTX_flush_sessions(server, (long)time(NULL) + rand_r(seed) % 400);
     leave_if_shared();
+}
+
+/*
+ * new_cb of the server, which one thread calls and the gate is held: no session of a handshake is freed by those who
+ * push it out of the cache, for libcrypto locks its ex_data then.
+ */
+static int keep(SSL *ssl, SSL_SESSION *session)
+{
+    SSL_SESSION **oldest = &kept[number_kept++ % KEPT];
+
+    (void)ssl;
+    if (*oldest != NULL) {
+        SSL_CTX_remove_session(server, *oldest);
+        SSL_SESSION_free(*oldest);
+    }
+    *oldest = session;
+    return 1;
 }
 
 static void handshake_and_resume(unsigned int *seed)
@@ -266,6 +285,7 @@ static void make_contexts(void)
     SSL_CTX_set_options(server, SSL_OP_NO_TICKET);
     SSL_CTX_sess_set_cache_size(server, 48); /* less than there are: they also push each other out */
     asking = tls_connect(client, server, NULL);
+    SSL_CTX_sess_set_new_cb(server, keep);
     for (int i = 0; i < POOL; i++) {
         pool[i] = made_session(TLS1_2_VERSION, (unsigned char)i);
         SSL_SESSION_set_timeout(pool[i], 100 + i);
@@ -276,6 +296,10 @@ static void free_contexts(void)
 {
     for (int i = 0; i < POOL; i++)
         SSL_SESSION_free(pool[i]);
+    for (int i = 0; i < KEPT; i++) {
+        SSL_SESSION_free(kept[i]);
+        kept[i] = NULL;
+    }
     tls_close(&asking);
     SSL_CTX_free(client);
     SSL_CTX_free(server);

@@ -654,8 +654,8 @@ impl Context {
             return None;
         };
         // CB10, and what makes libssl crash in any semantics. Dropping the reference settles it as CB8 says.
-        let usable =
-            session.is_complete() && (!self.is_documented() || session.is_resumable() && session.key() == *key);
+        let as_promised = || session.has_master_key() && session.is_resumable() && session.key() == *key;
+        let usable = session.has_cipher() && (!self.is_documented() || as_promised());
         if !usable {
             self.count(Count::ExternalRefused);
             return None;

@@ -94,13 +94,16 @@ impl Session {
         unsafe { (table().SSL_SESSION_is_resumable)(self.as_ptr()) == 1 }
     }
 
-    /// Whether it has what a resumption cannot do without: a cipher and a secret. Stock crashes or fails.
-    pub fn is_complete(&self) -> bool {
+    /// Whether it has what a resumption cannot do without: stock crashes where there is no cipher.
+    pub fn has_cipher(&self) -> bool {
+        // SAFETY: the session is alive.
+        unsafe { !(table().SSL_SESSION_get0_cipher)(self.as_ptr()).is_null() }
+    }
+
+    /// The same for the secret, without which stock breaks off the handshake.
+    pub fn has_master_key(&self) -> bool {
         // SAFETY: the session is alive; with size 0 the length of the secret is returned and nothing is written.
-        unsafe {
-            !(table().SSL_SESSION_get0_cipher)(self.as_ptr()).is_null()
-                && (table().SSL_SESSION_get_master_key)(self.as_ptr(), null_mut(), 0) > 0
-        }
+        unsafe { (table().SSL_SESSION_get_master_key)(self.as_ptr(), null_mut(), 0) > 0 }
     }
 
     pub fn allows_early_data(&self) -> bool {
