@@ -1,7 +1,7 @@
 //! SSL_CTX_sess_set_get_cb(3): callback functions for server side external session caching
 
 use super::{border, ours};
-use crate::libssl::table;
+use crate::libssl::table_of;
 use crate::libssl::types::*;
 use libc::{c_int, c_uchar};
 
@@ -20,7 +20,7 @@ pub unsafe extern "C" fn SSL_CTX_sess_set_new_cb(
             Some(context) => context.new_callback.set(new_session_cb),
             None if ctx.is_null() => {}
             // SAFETY: by the caller's promise.
-            None => unsafe { (table().SSL_CTX_sess_set_new_cb)(ctx, new_session_cb) },
+            None => unsafe { (table_of(ctx).SSL_CTX_sess_set_new_cb)(ctx, new_session_cb) },
         }
         Some(())
     })
@@ -41,7 +41,7 @@ pub unsafe extern "C" fn SSL_CTX_sess_set_remove_cb(
             Some(context) => context.remove_callback.set(remove_session_cb),
             None if ctx.is_null() => {}
             // SAFETY: by the caller's promise.
-            None => unsafe { (table().SSL_CTX_sess_set_remove_cb)(ctx, remove_session_cb) },
+            None => unsafe { (table_of(ctx).SSL_CTX_sess_set_remove_cb)(ctx, remove_session_cb) },
         }
         Some(())
     })
@@ -64,7 +64,7 @@ pub unsafe extern "C" fn SSL_CTX_sess_set_get_cb(
             Some(context) => context.get_callback.set(get_session_cb),
             None if ctx.is_null() => {}
             // SAFETY: by the caller's promise.
-            None => unsafe { (table().SSL_CTX_sess_set_get_cb)(ctx, get_session_cb) },
+            None => unsafe { (table_of(ctx).SSL_CTX_sess_set_get_cb)(ctx, get_session_cb) },
         }
         Some(())
     })
@@ -82,7 +82,7 @@ pub unsafe extern "C" fn SSL_CTX_sess_get_new_cb(
         Some(context) => Some(context.new_callback.get()),
         None if ctx.is_null() => None,
         // SAFETY: by the caller's promise.
-        None => Some(unsafe { (table().SSL_CTX_sess_get_new_cb)(ctx) }),
+        None => Some(unsafe { (table_of(ctx).SSL_CTX_sess_get_new_cb)(ctx) }),
     })
 }
 
@@ -98,7 +98,7 @@ pub unsafe extern "C" fn SSL_CTX_sess_get_remove_cb(
         Some(context) => Some(context.remove_callback.get()),
         None if ctx.is_null() => None,
         // SAFETY: by the caller's promise.
-        None => Some(unsafe { (table().SSL_CTX_sess_get_remove_cb)(ctx) }),
+        None => Some(unsafe { (table_of(ctx).SSL_CTX_sess_get_remove_cb)(ctx) }),
     })
 }
 
@@ -115,6 +115,6 @@ pub unsafe extern "C" fn SSL_CTX_sess_get_get_cb(
         Some(context) => Some(context.get_callback.get()),
         None if ctx.is_null() => None,
         // SAFETY: by the caller's promise.
-        None => Some(unsafe { (table().SSL_CTX_sess_get_get_cb)(ctx) }),
+        None => Some(unsafe { (table_of(ctx).SSL_CTX_sess_get_get_cb)(ctx) }),
     })
 }

@@ -3,7 +3,7 @@
 use super::{border, ours};
 use crate::context::Context;
 use crate::libssl::types::*;
-use crate::libssl::{context, generator, table, unclean, Connection};
+use crate::libssl::{context, elsewhere, generator, table, table_of, unclean, Connection};
 use libc::{c_int, c_uchar, c_uint};
 use std::ptr::null_mut;
 
@@ -16,7 +16,7 @@ use std::ptr::null_mut;
 pub unsafe extern "C" fn SSL_get_session(ssl: *const SSL) -> *mut SSL_SESSION {
     border(null_mut(), || {
         // SAFETY: by the caller's promise.
-        (!ssl.is_null()).then(|| unsafe { (table().SSL_get_session)(ssl) })
+        (!ssl.is_null()).then(|| unsafe { (table_of(ssl).SSL_get_session)(ssl) })
     })
 }
 
@@ -38,7 +38,7 @@ pub unsafe extern "C" fn SSL_get0_session(ssl: *const SSL) -> *mut SSL_SESSION {
 pub unsafe extern "C" fn SSL_get1_session(ssl: *mut SSL) -> *mut SSL_SESSION {
     border(null_mut(), || {
         // SAFETY: by the caller's promise.
-        (!ssl.is_null()).then(|| unsafe { (table().SSL_get1_session)(ssl) })
+        (!ssl.is_null()).then(|| unsafe { (table_of(ssl).SSL_get1_session)(ssl) })
     })
 }
 
@@ -51,7 +51,12 @@ pub unsafe extern "C" fn SSL_get1_session(ssl: *mut SSL) -> *mut SSL_SESSION {
 pub unsafe extern "C" fn SSL_set_SSL_CTX(ssl: *mut SSL, ctx: *mut SSL_CTX) -> *mut SSL_CTX {
     border(null_mut(), || {
         // SAFETY: by the caller's promise.
-        (!ssl.is_null()).then(|| unsafe { context::switch(ssl, ctx) })
+        (!ssl.is_null()).then(|| unsafe {
+            match elsewhere(ssl) {
+                Some(other) => (other.SSL_set_SSL_CTX)(ssl, ctx),
+                None => context::switch(ssl, ctx),
+            }
+        })
     })
 }
 
@@ -66,6 +71,11 @@ pub unsafe extern "C" fn SSL_has_matching_session_id(ssl: *const SSL, id: *const
         let connection = unsafe { Connection::borrow(ssl)? };
         if id.is_null() {
             return None;
+        }
+        // SAFETY: by the caller's promise.
+        if let Some(other) = unsafe { elsewhere(ssl) } {
+            // SAFETY: by the caller's promise.
+            return Some(unsafe { (other.SSL_has_matching_session_id)(ssl, id, id_len) });
         }
         match Context::of(&connection) {
             // SAFETY: by the caller's promise.
@@ -91,7 +101,7 @@ pub unsafe extern "C" fn SSL_CTX_set_generate_session_id(ctx: *mut SSL_CTX, cb: 
         }
         let cb = if ours(ctx).is_some() { generator::wrap(cb, SSL_has_matching_session_id) } else { cb };
         // SAFETY: by the caller's promise.
-        Some(unsafe { (table().SSL_CTX_set_generate_session_id)(ctx, cb) })
+        Some(unsafe { (table_of(ctx).SSL_CTX_set_generate_session_id)(ctx, cb) })
     })
 }
 
@@ -103,7 +113,11 @@ pub unsafe extern "C" fn SSL_CTX_set_generate_session_id(ctx: *mut SSL_CTX, cb: 
 pub unsafe extern "C" fn SSL_set_generate_session_id(ssl: *mut SSL, cb: Generator) -> c_int {
     border(0, || {
         // SAFETY: by the caller's promise.
-        let connection = unsafe { Connection::borrow(ssl)? };
+        let (connection, other) = unsafe { (Connection::borrow(ssl)?, elsewhere(ssl)) };
+        if let Some(other) = other {
+            // SAFETY: by the caller's promise.
+            return Some(unsafe { (other.SSL_set_generate_session_id)(ssl, cb) });
+        }
         let cb = if Context::of(&connection).is_some() { generator::wrap(cb, SSL_has_matching_session_id) } else { cb };
         // SAFETY: by the caller's promise.
         Some(unsafe { (table().SSL_set_generate_session_id)(ssl, cb) })
@@ -118,7 +132,12 @@ pub unsafe extern "C" fn SSL_set_generate_session_id(ssl: *mut SSL, cb: Generato
 pub unsafe extern "C" fn SSL_free(ssl: *mut SSL) {
     border((), || {
         // SAFETY: by the caller's promise.
-        unsafe { unclean::free(ssl) };
+        match unsafe { elsewhere(ssl) } {
+            // SAFETY: by the caller's promise.
+            Some(other) => unsafe { (other.SSL_free)(ssl) },
+            // SAFETY: by the caller's promise.
+            None => unsafe { unclean::free(ssl) },
+        }
         Some(())
     })
 }
@@ -130,7 +149,12 @@ pub unsafe extern "C" fn SSL_free(ssl: *mut SSL) {
 #[no_mangle]
 pub unsafe extern "C" fn SSL_clear(s: *mut SSL) -> c_int {
     // SAFETY: by the caller's promise.
-    border(0, || Some(unsafe { unclean::clear(s) }))
+    border(0, || unsafe {
+        Some(match elsewhere(s) {
+            Some(other) => (other.SSL_clear)(s),
+            None => unclean::clear(s),
+        })
+    })
 }
 
 /// Makes a connection a client's, which has tickets as its program wants them, whatever REPRISE_TICKETS says of servers.
@@ -142,7 +166,7 @@ pub unsafe extern "C" fn SSL_set_connect_state(s: *mut SSL) {
     border((), || {
         // SAFETY: by the caller's promise.
         unsafe {
-            (table().SSL_set_connect_state)(s);
+            (table_of(s).SSL_set_connect_state)(s);
             leave_tickets(s);
         }
         Some(())
@@ -159,7 +183,7 @@ pub unsafe extern "C" fn SSL_connect(ssl: *mut SSL) -> c_int {
         // SAFETY: by the caller's promise.
         unsafe {
             leave_tickets(ssl);
-            Some((table().SSL_connect)(ssl))
+            Some((table_of(ssl).SSL_connect)(ssl))
         }
     })
 }
@@ -168,7 +192,7 @@ pub unsafe extern "C" fn SSL_connect(ssl: *mut SSL) -> c_int {
 /// `ssl` is NULL or alive.
 unsafe fn leave_tickets(ssl: *mut SSL) {
     // SAFETY: by the caller's promise.
-    if let Some(connection) = unsafe { Connection::borrow(ssl) } {
+    if let (Some(connection), None) = unsafe { (Connection::borrow(ssl), elsewhere(ssl)) } {
         if let Some(context) = Context::of(&connection).filter(|context| context.has_stateful_tickets()) {
             context.leave_tickets(&connection);
         }

@@ -5,7 +5,7 @@ use crate::context::Context;
 use crate::hooks::HOOKS;
 use crate::libssl::context::{self, Make};
 use crate::libssl::types::*;
-use crate::libssl::{prepare_marker, table, Connection, Ctx};
+use crate::libssl::{prepare_marker, table, table_of, Connection, Ctx};
 use libc::{c_char, c_int, c_uchar, c_uint};
 use std::ptr::null_mut;
 use std::slice::from_raw_parts;
@@ -48,7 +48,7 @@ pub unsafe extern "C" fn SSL_new(ctx: *mut SSL_CTX) -> *mut SSL {
         }
         // SAFETY: by the caller's promise; libssl allows NULL. What it made is alive.
         unsafe {
-            let ssl = (table().SSL_new)(ctx);
+            let ssl = (table_of(ctx).SSL_new)(ctx);
             if let Some((context, connection)) = context.zip(Connection::borrow(ssl)) {
                 context.made(&connection);
             }
@@ -74,7 +74,7 @@ pub unsafe extern "C" fn SSL_CTX_set_session_id_context(
         }
         // SAFETY: by the caller's promise; what libssl accepted has at most 32 bytes and may be NULL only if empty.
         unsafe {
-            let set = (table().SSL_CTX_set_session_id_context)(ctx, sid_ctx, sid_ctx_len);
+            let set = (table_of(ctx).SSL_CTX_set_session_id_context)(ctx, sid_ctx, sid_ctx_len);
             if let Some(context) = ours(ctx).filter(|_| set == 1) {
                 let empty = sid_ctx.is_null() || sid_ctx_len == 0;
                 context.set_id_context(if empty { &[] } else { from_raw_parts(sid_ctx, sid_ctx_len as usize) });
@@ -88,8 +88,8 @@ pub unsafe extern "C" fn SSL_CTX_set_session_id_context(
 /// `make` holds what libssl requires.
 unsafe fn made(make: Make) -> *mut SSL_CTX {
     let nested = context::is_creating(); // Debian's SSL_CTX_new calls SSL_CTX_new_ex: the outer call takes over
-    let made = context::create(make);
-    if !nested && table().missing.is_none() {
+    let (is_served, made) = context::create(make);
+    if is_served && !nested && table().missing.is_none() {
         // SAFETY: it was just made, or is NULL.
         if let Some(ctx) = unsafe { Ctx::new(made) } {
             prepare_marker(make);

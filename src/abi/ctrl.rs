@@ -5,7 +5,7 @@
 
 use super::{border, ours};
 use crate::context::Context;
-use crate::libssl::table;
+use crate::libssl::table_of;
 use crate::libssl::types::*;
 use libc::{c_int, c_long, c_void};
 use std::ptr::null_mut;
@@ -23,7 +23,7 @@ pub unsafe extern "C" fn SSL_CTX_ctrl(ctx: *mut SSL_CTX, cmd: c_int, larg: c_lon
             Err(_) => None,
         };
         // SAFETY: by the caller's promise.
-        Some(answer.unwrap_or_else(|| unsafe { (table().SSL_CTX_ctrl)(ctx, cmd, larg, parg) }))
+        Some(answer.unwrap_or_else(|| unsafe { (table_of(ctx).SSL_CTX_ctrl)(ctx, cmd, larg, parg) }))
     })
 }
 

@@ -2,7 +2,7 @@
 
 use super::{border, ours};
 use crate::libssl::types::*;
-use crate::libssl::{table, Ctx, Session};
+use crate::libssl::{table_of, Ctx, Session};
 use libc::{c_int, c_long, time_t};
 use std::ptr::null_mut;
 
@@ -22,7 +22,7 @@ pub unsafe extern "C" fn SSL_CTX_add_session(ctx: *mut SSL_CTX, session: *mut SS
             Some(context) => Some(context.add(borrowed.clone()).into()),
             None if ctx.is_null() => None,
             // SAFETY: by the caller's promise.
-            None => Some(unsafe { (table().SSL_CTX_add_session)(ctx, session) }),
+            None => Some(unsafe { (table_of(ctx).SSL_CTX_add_session)(ctx, session) }),
         }
     })
 }
@@ -64,7 +64,7 @@ unsafe extern "C" fn remove_session(ctx: *mut SSL_CTX, session: *mut SSL_SESSION
             Some(context) => Some(context.remove(&borrowed, caller).into()),
             None if ctx.is_null() => None,
             // SAFETY: by the caller's promise.
-            None => Some(unsafe { (table().SSL_CTX_remove_session)(ctx, session) }),
+            None => Some(unsafe { (table_of(ctx).SSL_CTX_remove_session)(ctx, session) }),
         }
     })
 }
@@ -80,7 +80,7 @@ pub unsafe extern "C" fn SSL_CTX_flush_sessions(ctx: *mut SSL_CTX, tm: c_long) {
         // SAFETY: by the caller's promise.
         unsafe {
             if !flush(ctx, tm) {
-                (table().SSL_CTX_flush_sessions)(ctx, tm);
+                (table_of(ctx).SSL_CTX_flush_sessions)(ctx, tm);
             }
         }
         Some(())
@@ -97,9 +97,9 @@ pub unsafe extern "C" fn SSL_CTX_flush_sessions_ex(ctx: *mut SSL_CTX, tm: time_t
         // SAFETY: by the caller's promise.
         unsafe {
             if !flush(ctx, tm) {
-                match table().SSL_CTX_flush_sessions_ex {
+                match table_of(ctx).SSL_CTX_flush_sessions_ex {
                     Some(flush_ex) => flush_ex(ctx, tm),
-                    None => (table().SSL_CTX_flush_sessions)(ctx, tm as c_long),
+                    None => (table_of(ctx).SSL_CTX_flush_sessions)(ctx, tm as c_long),
                 }
             }
         }
@@ -136,6 +136,6 @@ pub unsafe extern "C" fn SSL_CTX_sessions(ctx: *mut SSL_CTX) -> *mut lhash_st_SS
         Some(context) => Some(context.table().cast()),
         None if ctx.is_null() => None,
         // SAFETY: by the caller's promise.
-        None => Some(unsafe { (table().SSL_CTX_sessions)(ctx) }.cast()),
+        None => Some(unsafe { (table_of(ctx).SSL_CTX_sessions)(ctx) }.cast()),
     })
 }

@@ -4,7 +4,8 @@ use super::border;
 use crate::config::{Internal, Semantics, Tickets, Unclean};
 use crate::context::counters::Count;
 use crate::context::{registry, Context};
-use crate::libssl::error::{raise, raise_with, Error};
+use crate::libssl::error::{raise, raise_in, raise_with, Error};
+use crate::libssl::table_of;
 use crate::libssl::types::SSL_CTX;
 use libc::{c_char, c_int, size_t};
 use std::ffi::CStr;
@@ -97,7 +98,9 @@ pub extern "C" fn reprise_version() -> *const c_char {
 fn ours(ctx: *mut SSL_CTX) -> Option<&'static Context> {
     let context = registry::find(ctx);
     if context.is_none() {
-        raise(if ctx.is_null() { Error::NullArgument } else { Error::NotTakenOver });
+        // SAFETY: every function here requires that it is NULL or alive.
+        let table = unsafe { table_of(ctx) };
+        raise_in(table, if ctx.is_null() { Error::NullArgument } else { Error::NotTakenOver });
     }
     context
 }

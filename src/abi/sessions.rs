@@ -3,7 +3,7 @@
 use super::border;
 use crate::context;
 use crate::libssl::types::SSL_SESSION;
-use crate::libssl::{table, Session};
+use crate::libssl::{elsewhere_session, table, Session};
 use libc::{c_long, time_t};
 
 /// # Safety
@@ -23,7 +23,12 @@ unsafe fn changed<T>(session: *mut SSL_SESSION, result: T) -> Option<T> {
 #[no_mangle]
 pub unsafe extern "C" fn SSL_SESSION_set_time(s: *mut SSL_SESSION, t: c_long) -> c_long {
     // SAFETY: by the caller's promise; libssl allows NULL.
-    border(0, || unsafe { changed(s, (table().SSL_SESSION_set_time)(s, t)) })
+    border(0, || unsafe {
+        match elsewhere_session(s) {
+            Some(other) => Some((other.SSL_SESSION_set_time)(s, t)),
+            None => changed(s, (table().SSL_SESSION_set_time)(s, t)),
+        }
+    })
 }
 
 /// SSL_SESSION_set_time with a time_t, for every libssl (OpenSSL has it since 3.3).
@@ -35,10 +40,15 @@ pub unsafe extern "C" fn SSL_SESSION_set_time_ex(s: *mut SSL_SESSION, t: time_t)
     border(0, || {
         // SAFETY: by the caller's promise; libssl allows NULL.
         unsafe {
-            let result = match table().SSL_SESSION_set_time_ex {
+            let other = elsewhere_session(s);
+            let table = other.unwrap_or_else(table);
+            let result = match table.SSL_SESSION_set_time_ex {
                 Some(set_time_ex) => set_time_ex(s, t),
-                None => (table().SSL_SESSION_set_time)(s, t as c_long),
+                None => (table.SSL_SESSION_set_time)(s, t as c_long),
             };
+            if other.is_some() {
+                return Some(result);
+            }
             changed(s, result)
         }
     })
@@ -51,5 +61,10 @@ pub unsafe extern "C" fn SSL_SESSION_set_time_ex(s: *mut SSL_SESSION, t: time_t)
 #[no_mangle]
 pub unsafe extern "C" fn SSL_SESSION_set_timeout(s: *mut SSL_SESSION, t: c_long) -> c_long {
     // SAFETY: by the caller's promise; libssl allows NULL.
-    border(0, || unsafe { changed(s, (table().SSL_SESSION_set_timeout)(s, t)) })
+    border(0, || unsafe {
+        match elsewhere_session(s) {
+            Some(other) => Some((other.SSL_SESSION_set_timeout)(s, t)),
+            None => changed(s, (table().SSL_SESSION_set_timeout)(s, t)),
+        }
+    })
 }

@@ -5,7 +5,7 @@
 //! those calls straight through.
 
 use super::types::*;
-use super::{table, Session};
+use super::{table, table::with_method, Session};
 use crate::cache::{Key, Session as _};
 use libc::{c_char, c_int, c_long, c_void};
 use std::cell::Cell;
@@ -78,19 +78,21 @@ pub enum Make {
     In(*mut OSSL_LIB_CTX, *const c_char, *const SSL_METHOD),
 }
 
-/// A new SSL_CTX, not taken over. NULL if libssl fails, or has no SSL_CTX_new_ex.
-pub fn create(make: Make) -> *mut SSL_CTX {
+/// A new SSL_CTX, not taken over, and whether it can be: it is of the libssl that is served. NULL if libssl fails, or has
+/// no SSL_CTX_new_ex.
+pub fn create(make: Make) -> (bool, *mut SSL_CTX) {
     let outer = CREATING.replace(true);
+    let (Make::Plain(method) | Make::In(_, _, method)) = make;
     // SAFETY: the arguments are as the caller of our export passed them, or libssl's own.
-    let ctx = unsafe {
-        match (make, table().SSL_CTX_new_ex) {
-            (Make::Plain(method), _) => (table().SSL_CTX_new)(method),
+    let made = with_method(method, |table| unsafe {
+        match (make, table.SSL_CTX_new_ex) {
+            (Make::Plain(method), _) => (table.SSL_CTX_new)(method),
             (Make::In(libctx, propq, method), Some(new_ex)) => new_ex(libctx, propq, method),
             (Make::In(..), None) => null_mut(),
         }
-    };
+    });
     CREATING.set(outer);
-    ctx
+    made
 }
 
 /// The SSL_CTX of a context that may serve several, one after another.

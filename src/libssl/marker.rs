@@ -55,7 +55,7 @@ fn place(place: usize, make: Make) -> *mut SSL_CTX {
     // Where it fails, that is no error of the program's.
     // SAFETY: marks in the error queue of this thread have no preconditions.
     unsafe { (table().ERR_set_mark)() };
-    let made = create(make);
+    let (_, made) = create(make);
     // SAFETY: as above.
     unsafe { (table().ERR_pop_to_mark)() };
     match MARKER[place].compare_exchange(null_mut(), made, AcqRel, Acquire) {

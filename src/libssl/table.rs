@@ -1,17 +1,31 @@
 //! The functions of the real libssl and libcrypto, found at run time in the libssl that the program uses.
 //!
 //! Found at the first call, not when the program starts: before `main`, a libssl that comes with a plugin (Apache's
-//! mod_ssl, CPython's _ssl) is not there yet. All of them come from one libssl, or from what it depends on.
-//! A function that is not there answers with its documented failure value, so whoever passes a call through
-//! need not ask.
+//! mod_ssl, CPython's _ssl) is not there yet. A function that is not there answers with its documented failure value,
+//! so whoever passes a call through need not ask.
+//!
+//! **Several libssl in one process** (a program with one, a plugin that brings another along): our exports have no symbol
+//! version, so the calls to all of them arrive here. One is served: the first that an SSL_CTX is made with. Calls for
+//! the others go on to their own functions, as if we were not there. Whose an object is, it tells itself. An SSL_METHOD
+//! is static data of its libssl; an SSL_CTX and an SSL point to theirs in one of their first three words, from 1.1.1 to
+//! 4.0. A session points to its cipher, and one of 1.1.1 is another struct. (Who calls does not tell: a plugin's last
+//! call before it returns comes from the plugin's caller.) What says nothing is an object that is just being made, which
+//! belongs to the libssl that makes it, and a session that was never negotiated, in a process with both 3 and 4: there the
+//! caller decides after all, by the libssl that it is linked with. With one libssl nothing of this is asked.
+//!
+//! What remains: a libssl that is loaded after the first SSL_CTX was made becomes known with its own first SSL_CTX.
+//! Sessions that are made and dated with it before that are taken for the first one's.
 #![allow(non_snake_case)]
 
 use super::types::*;
 use crate::log;
 use libc::{c_char, c_int, c_long, c_uchar, c_uint, c_ulong, c_void, size_t, time_t};
-use once_cell::race::OnceBox;
-use std::ffi::CStr;
+use once_cell::race::{OnceBox, OnceNonZeroUsize};
+use std::cell::Cell;
+use std::ffi::{CStr, CString};
+use std::ops::Range;
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// Libraries a process may have loaded, the newest last; the first that is there is used.
 const SONAMES: [&CStr; 3] = [c"libssl.so.3", c"libssl.so.1.1", c"libssl.so.4"];
@@ -24,6 +38,8 @@ macro_rules! functions {
             $(pub $optional: Option<unsafe extern "C" fn($($o_argument: $o_kind),*) $(-> $o_result)?>,)*
             /// The first function that Reprise needs and did not find.
             pub missing: Option<&'static str>,
+            /// The number that its libcrypto gave to our errors.
+            pub errors: OnceNonZeroUsize,
         }
 
         impl Table {
@@ -47,6 +63,7 @@ macro_rules! functions {
                         unsafe { std::mem::transmute::<*mut c_void, Option<unsafe extern "C" fn($($o_kind),*) $(-> $o_result)?>>(found) }
                     },)*
                     missing,
+                    errors: OnceNonZeroUsize::new(),
                 }
             }
         }
@@ -160,28 +177,46 @@ fn c_name(name: &'static str) -> &'static CStr {
     CStr::from_bytes_with_nul(name.as_bytes()).unwrap_or(c"")
 }
 
-/// The real functions. The first call looks for them; where a libssl comes into the process later, the next call
-/// looks again.
+/// A libssl that this process has loaded, and its functions.
+struct Library {
+    /// Where it is mapped.
+    range: Range<usize>,
+    path: String,
+    table: Table,
+    next: OnceBox<Library>,
+}
+
+/// The one that is served, and behind it the others that are known.
+static FIRST: OnceBox<Library> = OnceBox::new();
+/// Whether there are others: mostly not, and then nobody need ask whose an object is.
+static SEVERAL: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    /// The other libssl that this thread is making an object in, which does not tell yet whose it is.
+    static MAKING: Cell<Option<&'static Library>> = const { Cell::new(None) };
+}
+
+/// The real functions of the libssl that is served. Where none is in use yet, the first call looks for one; where a
+/// libssl comes into the process later, the next call looks again.
 pub fn table() -> &'static Table {
-    static FOUND: OnceBox<Table> = OnceBox::new();
-    if let Some(table) = FOUND.get() {
-        return table;
+    if let Some(library) = FIRST.get() {
+        return &library.table;
     }
-    match libssl() {
-        Some(handle) => FOUND.get_or_init(|| {
-            // SAFETY: `handle` is an open library and the name a C string.
-            let table = Table::load(|name| unsafe { libc::dlsym(handle, name.as_ptr()) });
-            if let Some(missing) = table.missing {
-                log::once(format_args!("the loaded libssl has no {missing}: its own session cache stays in use"));
-            }
-            Box::new(table)
-        }),
+    match next_libssl() {
+        Some(function) => {
+            register(function).map_or_else(nothing, |_| FIRST.get().map_or_else(nothing, |first| &first.table))
+        }
         None => {
             log::once(format_args!("no libssl found (tried libssl.so.3, .so.1.1, .so.4): nothing can be done here"));
-            static NOTHING: OnceBox<Table> = OnceBox::new();
-            NOTHING.get_or_init(|| Box::new(Table::load(|_| ptr::null_mut())))
+            nothing()
         }
     }
+}
+
+/// Every function fails as documented.
+fn nothing() -> &'static Table {
+    static NOTHING: OnceBox<Table> = OnceBox::new();
+    NOTHING.get_or_init(|| Box::new(Table::load(|_| ptr::null_mut())))
 }
 
 /// What the loaded libssl calls itself, as in "OpenSSL 3.5.7 9 Jun 2026"; empty if it does not say.
@@ -192,24 +227,260 @@ pub fn version() -> &'static str {
     text.filter(|text| !text.is_null()).and_then(|text| unsafe { CStr::from_ptr(text) }.to_str().ok()).unwrap_or("")
 }
 
-/// The libssl that this process uses: the next one behind this library, else one that a plugin brought along
-/// (RTLD_LOCAL), else, in a program that has none, the system's.
-fn libssl() -> Option<*mut c_void> {
-    // SAFETY: dlsym, dladdr and dlopen are called with C strings and a Dl_info of our own. RTLD_NOLOAD only counts a
-    // reference to what is loaded; the handle is never closed.
-    unsafe {
-        let next = libc::dlsym(libc::RTLD_NEXT, c"SSL_CTX_new".as_ptr());
-        let mut info: libc::Dl_info = std::mem::zeroed();
-        if !next.is_null() && libc::dladdr(next, &mut info) != 0 && !info.dli_fname.is_null() {
-            let handle = libc::dlopen(info.dli_fname, libc::RTLD_LAZY | libc::RTLD_NOLOAD);
-            if !handle.is_null() {
-                return Some(handle);
+/// Makes an object with the libssl that `method` is part of; whether that is the one that is served. The first one that
+/// an SSL_CTX is made with is.
+pub fn with_method<T>(method: *const SSL_METHOD, make: impl FnOnce(&'static Table) -> T) -> (bool, T) {
+    let address = method as usize;
+    let served = FIRST.get().is_some_and(|first| first.range.contains(&address));
+    if served || address == 0 {
+        return (served, make(table()));
+    }
+    let library = known().find(|library| library.range.contains(&address)).or_else(|| {
+        let (path, _) = object(address)?;
+        register(in_object(&path)?)
+    });
+    match library {
+        Some(other) if !other.is_first() => {
+            let first = FIRST.get().map_or("", |first| &first.path);
+            log::once(format_args!("{} keeps its own sessions: Reprise serves {first} in this process", other.path));
+            (false, other.make(make))
+        }
+        _ => (true, make(table())),
+    }
+}
+
+/// The functions for an SSL_CTX or SSL, if they are not those of [`table`].
+///
+/// # Safety
+/// `object` is NULL or a live SSL_CTX or SSL.
+#[inline]
+pub unsafe fn elsewhere<T>(object: *const T) -> Option<&'static Table> {
+    if !SEVERAL.load(Relaxed) || object.is_null() {
+        return None;
+    }
+    // SAFETY: by the caller's promise, and either is hundreds of bytes long.
+    let owner = unsafe { owner(object.cast(), METHOD) }.or_else(|| MAKING.get());
+    owner.filter(|owner| !owner.is_first()).map(|owner| &owner.table)
+}
+
+/// The functions for an SSL_CTX or SSL.
+///
+/// # Safety
+/// As for `elsewhere`.
+pub unsafe fn table_of<T>(object: *const T) -> &'static Table {
+    // SAFETY: by the caller's promise.
+    unsafe { elsewhere(object) }.unwrap_or_else(table)
+}
+
+/// The functions for a session, if they are not those of [`table`].
+///
+/// # Safety
+/// `session` is NULL or alive.
+#[inline]
+pub unsafe fn elsewhere_session(session: *const SSL_SESSION) -> Option<&'static Table> {
+    if !SEVERAL.load(Relaxed) || session.is_null() {
+        return None;
+    }
+    // SAFETY: by the caller's promise. All sessions reach beyond REFERENCES_1_1, those of 3.0 and later beyond CIPHER.
+    let owner = unsafe {
+        match known().find(|library| library.table.SSL_CTX_new_ex.is_none()) {
+            Some(library) if session.cast::<usize>().add(REFERENCES_1_1).read() as u32 != 0 => Some(library),
+            _ => owner(session.cast(), CIPHER).or_else(of_caller),
+        }
+    };
+    owner.filter(|owner| !owner.is_first()).map(|owner| &owner.table)
+}
+
+/// Where, in words, an SSL_CTX (0 or 1) and an SSL (1 or 2) have their SSL_METHOD.
+const METHOD: Range<usize> = 0..3;
+/// Where a session of 3.0 and later has its cipher.
+const CIPHER: Range<usize> = 95..96;
+/// Where one of 1.1.1, which is shorter, counts its references, in 32 bits. Later ones have the end of a buffer there, 384
+/// bytes behind the start of a secret of at most 64, and so a zero.
+const REFERENCES_1_1: usize = 58;
+
+/// The libssl that one of the `words` of an object points into.
+///
+/// # Safety
+/// The object is that long.
+unsafe fn owner(object: *const usize, mut words: Range<usize>) -> Option<&'static Library> {
+    words.find_map(|at| {
+        // SAFETY: by the caller's promise. Libssl writes these words while it makes the object, not later.
+        let word = unsafe { object.add(at).read() };
+        known().find(|library| library.range.contains(&word))
+    })
+}
+
+/// The libssl that the code which called us is part of, or is linked with.
+fn of_caller() -> Option<&'static Library> {
+    let (path, range) = object(caller()?)?;
+    let of = |function| known().find(|library| library.range.contains(&function));
+    of(range.start).or_else(|| of(in_object(&path)?)).or_else(|| of(next_libssl()?))
+}
+
+/// Where a call came from into this library.
+fn caller() -> Option<usize> {
+    extern "C" {
+        fn _Unwind_Backtrace(visit: extern "C" fn(*mut c_void, *mut c_void) -> c_int, argument: *mut c_void) -> c_int;
+        fn _Unwind_GetIP(frame: *mut c_void) -> usize;
+    }
+    struct Search {
+        own: Range<usize>,
+        found: Option<usize>,
+    }
+    extern "C" fn frame(frame: *mut c_void, search: *mut c_void) -> c_int {
+        const GO_ON: c_int = 0;
+        const STOP: c_int = 4; // _URC_NORMAL_STOP
+                               // SAFETY: the unwinder passes a frame and what is passed below.
+        let (address, search) = unsafe { (_Unwind_GetIP(frame), &mut *search.cast::<Search>()) };
+        if search.own.contains(&address) {
+            return GO_ON;
+        }
+        search.found = Some(address);
+        STOP
+    }
+    let mut search = Search { own: own_range()?, found: None };
+    // SAFETY: `frame` gets `search` and is called before this returns; only frames of our own are left behind.
+    unsafe { _Unwind_Backtrace(frame, (&raw mut search).cast()) };
+    search.found
+}
+
+fn own_range() -> Option<Range<usize>> {
+    Some(object(own_range as *const () as usize)?.1)
+}
+
+fn known() -> impl Iterator<Item = &'static Library> {
+    std::iter::successors(FIRST.get(), |library| library.next.get())
+}
+
+impl Library {
+    fn is_first(&self) -> bool {
+        FIRST.get().is_some_and(|first| ptr::eq(first, self))
+    }
+
+    fn make<T>(&'static self, make: impl FnOnce(&'static Table) -> T) -> T {
+        let outer = MAKING.replace(Some(self));
+        let made = make(&self.table);
+        MAKING.set(outer);
+        made
+    }
+
+    /// The libssl that has `function` (its SSL_CTX_new).
+    fn open(function: usize) -> Option<Library> {
+        let (path, range) = object(function)?;
+        let handle = open(&path, libc::RTLD_NOLOAD);
+        // SAFETY: `handle` is an open library, which stays open, and the name a C string.
+        let table = Table::load(|name| match handle {
+            Some(handle) => unsafe { libc::dlsym(handle, name.as_ptr()) },
+            None => ptr::null_mut(),
+        });
+        let path = path.to_string_lossy().into_owned();
+        if let Some(missing) = table.missing {
+            log::once(format_args!("the loaded libssl has no {missing}: its own session cache stays in use"));
+        }
+        Some(Library { range, path, table, next: OnceBox::new() })
+    }
+}
+
+/// Enters the libssl that has `function`. It becomes the one that is served where there is none yet; then all the others
+/// that are loaded are entered, too, as objects of theirs may be about.
+fn register(function: usize) -> Option<&'static Library> {
+    let mut place = &FIRST;
+    while let Some(library) = place.get() {
+        if library.range.contains(&function) {
+            return Some(library);
+        }
+        SEVERAL.store(true, Relaxed);
+        place = &library.next;
+    }
+    // Another thread may be faster, and with another one.
+    if place.set(Box::new(Library::open(function)?)).is_err() {
+        return register(function);
+    }
+    if ptr::eq(place, &FIRST) {
+        for path in loaded() {
+            in_object(&path).and_then(register);
+        }
+    }
+    place.get()
+}
+
+/// The SSL_CTX_new of the libssl that this process uses: the next one behind this library, else one that a plugin brought
+/// along (RTLD_LOCAL), else, in a program that has none, the system's.
+fn next_libssl() -> Option<usize> {
+    // SAFETY: dlsym is called with a C string.
+    let next = unsafe { libc::dlsym(libc::RTLD_NEXT, c"SSL_CTX_new".as_ptr()) } as usize;
+    let found = Some(next).filter(|&next| next != 0).or_else(|| {
+        let any = |flags| SONAMES.iter().find_map(|name| new_of(open(name, flags)?));
+        any(libc::RTLD_NOLOAD).or_else(|| any(0))
+    });
+    // SAFETY: no preconditions: the program's next dlerror() is about its own calls.
+    unsafe { libc::dlerror() };
+    found
+}
+
+/// The SSL_CTX_new that the object at `path`, which is loaded, is or is linked with.
+fn in_object(path: &CStr) -> Option<usize> {
+    let found = open(path, libc::RTLD_NOLOAD).and_then(new_of);
+    // SAFETY: as above.
+    unsafe { libc::dlerror() };
+    found
+}
+
+fn new_of(handle: *mut c_void) -> Option<usize> {
+    // SAFETY: `handle` is an open library and the name a C string.
+    let found = unsafe { libc::dlsym(handle, c"SSL_CTX_new".as_ptr()) } as usize;
+    // A program linked with -lreprise finds ours.
+    (found != 0 && !own_range()?.contains(&found)).then_some(found)
+}
+
+/// RTLD_NOLOAD only counts a reference to what is loaded; the handle is never closed.
+fn open(path: &CStr, flags: c_int) -> Option<*mut c_void> {
+    // SAFETY: a C string.
+    let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_LAZY | flags) };
+    (!handle.is_null()).then_some(handle)
+}
+
+/// The object that is mapped at `address`: its path, as dlopen takes it, and where it is.
+fn object(address: usize) -> Option<(CString, Range<usize>)> {
+    let mut found = None;
+    each_object(|path, range| {
+        if range.contains(&address) {
+            found = Some((path.to_owned(), range));
+        }
+    });
+    found
+}
+
+/// Every libssl that is loaded.
+fn loaded() -> Vec<CString> {
+    let mut found = Vec::new();
+    each_object(|path, _| {
+        if path.to_bytes().rsplit(|&byte| byte == b'/').next().is_some_and(|name| name.starts_with(b"libssl.so")) {
+            found.push(path.to_owned());
+        }
+    });
+    found
+}
+
+fn each_object(mut visit: impl FnMut(&CStr, Range<usize>)) {
+    unsafe extern "C" fn one(info: *mut libc::dl_phdr_info, _: size_t, visit: *mut c_void) -> c_int {
+        // SAFETY: the loader passes what it says it does, `visit` is what is passed below.
+        unsafe {
+            let (info, visit) = (&*info, &mut *visit.cast::<&mut dyn FnMut(&CStr, Range<usize>)>());
+            let headers = std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into());
+            let loads = headers.iter().filter(|header| header.p_type == libc::PT_LOAD);
+            let start = loads.clone().map(|header| header.p_vaddr as usize).min();
+            let end = loads.map(|header| header.p_vaddr as usize + header.p_memsz as usize).max();
+            if let (Some(start), Some(end), false) = (start, end, info.dlpi_name.is_null()) {
+                let base = info.dlpi_addr as usize;
+                visit(CStr::from_ptr(info.dlpi_name), base + start..base + end);
             }
         }
-        let open =
-            |flags| SONAMES.iter().map(|name| libc::dlopen(name.as_ptr(), flags)).find(|handle| !handle.is_null());
-        let found = open(libc::RTLD_LAZY | libc::RTLD_NOLOAD).or_else(|| open(libc::RTLD_LAZY));
-        libc::dlerror(); // the program's next dlerror() is about its own calls
-        found
+        0
     }
+    let mut visit: &mut dyn FnMut(&CStr, Range<usize>) = &mut visit;
+    // SAFETY: `one` gets the address of `visit` and is called before this returns. It does not unwind: `visit` only
+    // compares, copies and may fail to allocate, which ends the process.
+    unsafe { libc::dl_iterate_phdr(Some(one), (&raw mut visit).cast()) };
 }

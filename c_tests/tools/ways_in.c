@@ -1,0 +1,334 @@
+/*
+ * Handshakes in memory with whatever libssl this file is linked with: built with -DPLUGIN a shared object that brings
+ * a libssl along, else a program that uses its own and plugins', in any order, in one process.
+ *
+ *     ways_in [-tls1_2|-tls1_3] CERT KEY STEP...
+ *         own                      handshakes with the program's own libssl (not with -DNO_OWN)
+ *         local=FILE global=FILE   load a shared object, RTLD_LOCAL or RTLD_GLOBAL
+ *         plugin=N                 handshakes of the Nth one that was loaded
+ *         wrapped=N                what it answers of a session through a call that is the last of its function
+ *         together                 all of them, each in a thread of its own
+ *
+ * Contexts live on from step to step. Each step prints a line: the version, whether Reprise took the server's context
+ * over ("taken", else "left" and why), and what was resumed of 20 connections. Exit status 1 if anything is not as
+ * libssl has it.
+ */
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#ifndef NO_OWN
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+#ifdef WITH_HEADER
+#include "reprise.h"
+#endif
+
+enum { VISITS = 20, BYTES = 512 };
+
+#define CHECK(what) \
+    do { \
+        if (!(what)) { \
+            printf("%s: not true: %s\n", OpenSSL_version(OPENSSL_VERSION), #what); \
+            return 1; \
+        } \
+    } while (0)
+
+static int new_sessions; /* that the server's new_cb saw */
+
+static int on_new(SSL *ssl, SSL_SESSION *session)
+{
+    (void)ssl;
+    new_sessions++;
+    SSL_SESSION_free(session);
+    return 1; /* under the documented semantics, 0 would refuse it */
+}
+
+static SSL_SESSION *ticket; /* the client's newest, one reference */
+
+static int on_ticket(SSL *ssl, SSL_SESSION *session)
+{
+    (void)ssl;
+    SSL_SESSION_free(ticket);
+    ticket = session;
+    return 1;
+}
+
+/* A connection from hello to close_notify; whether it was resumed, -1 if it failed. */
+static int visit(SSL_CTX *server_ctx, SSL_CTX *client_ctx)
+{
+    SSL *server = SSL_new(server_ctx), *client = SSL_new(client_ctx);
+    BIO *one, *other;
+    char byte;
+    int resumed = -1;
+
+    if (server == NULL || client == NULL || !BIO_new_bio_pair(&one, 0, &other, 0))
+        return -1;
+    SSL_set_bio(server, one, one);
+    SSL_set_bio(client, other, other);
+    SSL_set_accept_state(server);
+    SSL_set_connect_state(client);
+    if (ticket != NULL)
+        SSL_set_session(client, ticket);
+    for (int i = 0; i < 20; i++) {
+        SSL_do_handshake(client);
+        SSL_do_handshake(server);
+    }
+    if (SSL_is_init_finished(client) && SSL_is_init_finished(server) && SSL_get_session(server) != NULL) {
+        SSL_read(client, &byte, 1); /* takes the tickets */
+        resumed = SSL_session_reused(server);
+        for (int i = 0; i < 2; i++) {
+            SSL_shutdown(client);
+            SSL_shutdown(server);
+        }
+    }
+    SSL_free(client);
+    SSL_free(server);
+    return resumed;
+}
+
+/* A function of the program that asks nothing of libssl but this, so that the call is a jump. */
+long wrapped_set_timeout(SSL_SESSION *session, long t)
+{
+    return SSL_SESSION_set_timeout(session, t);
+}
+
+/* Sessions with and without a cipher, set through Reprise's export, read through libssl's own getter. */
+static int dates(SSL_SESSION *negotiated)
+{
+    SSL_SESSION *blank = SSL_SESSION_new();
+
+    CHECK(blank != NULL && negotiated != NULL);
+    SSL_SESSION_set_timeout(blank, 1234);
+    CHECK(SSL_SESSION_get_timeout(blank) == 1234);
+    SSL_SESSION_set_time(blank, 1000000);
+    CHECK(SSL_SESSION_get_time(blank) == 1000000 && SSL_SESSION_get_timeout(blank) == 1234);
+    SSL_SESSION_free(blank);
+    SSL_SESSION_set_timeout(negotiated, 4321);
+    CHECK(SSL_SESSION_get_timeout(negotiated) == 4321);
+    return 0;
+}
+
+/* The functions of the manual's session cache, by their effects. */
+static int manage(SSL_CTX *ctx, SSL_SESSION *negotiated)
+{
+    SSL_SESSION *session = SSL_SESSION_new();
+    long before = SSL_CTX_sess_number(ctx), size = SSL_CTX_sess_get_cache_size(ctx);
+    SSL *ssl = SSL_new(ctx);
+    unsigned length;
+    const unsigned char *id;
+
+    CHECK(session != NULL && ssl != NULL);
+    SSL_SESSION_set1_id(session, (const unsigned char *)"ways_in", 7);
+    SSL_SESSION_set_protocol_version(session, TLS1_2_VERSION);
+    CHECK(SSL_CTX_add_session(ctx, session) == 1 && SSL_CTX_sess_number(ctx) == before + 1);
+    CHECK(SSL_CTX_remove_session(ctx, session) == 1 && SSL_CTX_sess_number(ctx) == before);
+    SSL_CTX_sess_set_cache_size(ctx, 77);
+    CHECK(SSL_CTX_sess_get_cache_size(ctx) == 77);
+    SSL_CTX_sess_set_cache_size(ctx, size);
+    CHECK(SSL_CTX_sess_get_new_cb(ctx) == on_new && SSL_CTX_sess_get_remove_cb(ctx) == NULL);
+    CHECK((SSL_CTX_get_session_cache_mode(ctx) & SSL_SESS_CACHE_BOTH) == SSL_SESS_CACHE_SERVER);
+    id = SSL_SESSION_get_id(negotiated, &length);
+    if (SSL_SESSION_get_protocol_version(negotiated) == TLS1_2_VERSION) {
+        SSL_set_max_proto_version(ssl, TLS1_2_VERSION);
+        SSL_has_matching_session_id(ssl, id, length);
+    }
+    CHECK(SSL_set_SSL_CTX(ssl, ctx) == ctx && SSL_clear(ssl) == 1 && SSL_get_session(ssl) == NULL);
+    SSL_free(ssl);
+    SSL_SESSION_free(session);
+    return dates(negotiated);
+}
+
+/* Whether Reprise serves `ctx`, and what it says if not. */
+static const char *keeper(SSL_CTX *ctx)
+{
+    int (*semantics)(SSL_CTX *) = (int (*)(SSL_CTX *))dlsym(RTLD_DEFAULT, "reprise_ctx_get_semantics");
+    const char *why;
+
+#ifdef WITH_HEADER
+    semantics = reprise_ctx_get_semantics;
+#endif
+    ERR_clear_error();
+    if (semantics == NULL)
+        return "left: Reprise is not there";
+    if (semantics(ctx) >= 0)
+        return "taken";
+    why = ERR_reason_error_string(ERR_get_error());
+    return why == NULL ? "left without a reason" : why;
+}
+
+int handshakes(int version, const char *cert, const char *key)
+{
+    static SSL_CTX *server, *client;
+    int resumed = 0, full = 0;
+
+    if (server == NULL) {
+        server = SSL_CTX_new(TLS_method());
+        client = SSL_CTX_new(TLS_client_method());
+        CHECK(server != NULL && client != NULL);
+        CHECK(SSL_CTX_use_certificate_file(server, cert, SSL_FILETYPE_PEM) == 1);
+        CHECK(SSL_CTX_use_PrivateKey_file(server, key, SSL_FILETYPE_PEM) == 1);
+        CHECK(SSL_CTX_set_session_id_context(server, (const unsigned char *)"ways", 4) == 1);
+        SSL_CTX_set_options(server, SSL_OP_NO_TICKET);
+        SSL_CTX_set_min_proto_version(server, version);
+        SSL_CTX_set_max_proto_version(server, version);
+        SSL_CTX_sess_set_new_cb(server, on_new);
+        SSL_CTX_set_session_cache_mode(client, SSL_SESS_CACHE_CLIENT | SSL_SESS_CACHE_NO_INTERNAL);
+        SSL_CTX_sess_set_new_cb(client, on_ticket);
+    }
+    SSL_SESSION_free(ticket);
+    ticket = NULL;
+    new_sessions = 0;
+    for (int i = 0; i <= VISITS; i++) {
+        int seen = visit(server, client);
+
+        if (seen < 0)
+            ERR_print_errors_fp(stdout);
+        CHECK(seen >= 0);
+        *(seen ? &resumed : &full) += 1;
+    }
+    CHECK(new_sessions >= 1);
+    if (manage(server, ticket) != 0)
+        return 1;
+    printf("%s: %s: full=%d resumed=%d\n", OpenSSL_version(OPENSSL_VERSION), keeper(server), full, resumed);
+    return 0;
+}
+
+/* An SSL_CTX comes and goes: its address is free for another libssl's. */
+int come_and_go(void)
+{
+    for (int i = 0; i < 50; i++) {
+        SSL_CTX *ctx = SSL_CTX_new(TLS_server_method());
+        SSL *ssl = SSL_new(ctx);
+
+        CHECK(ssl != NULL && SSL_CTX_sess_number(ctx) == 0);
+        SSL_CTX_free(ctx);
+        SSL_CTX_flush_sessions(SSL_get_SSL_CTX(ssl), 0);
+        SSL_free(ssl);
+    }
+    return 0;
+}
+
+/* For `wrapped`: a new session, and its timeout as libssl itself has it. */
+void *new_session(void)
+{
+    return SSL_SESSION_new();
+}
+
+void *negotiated_session(void)
+{
+    return ticket;
+}
+
+long timeout_of(void *session)
+{
+    return SSL_SESSION_get_timeout(session);
+}
+#endif
+
+#ifndef PLUGIN
+
+enum { MAX = 8 };
+
+typedef int handshakes_t(int version, const char *cert, const char *key);
+
+static void *plugins[MAX];
+static int loaded, version = 0x303;
+static const char *cert, *key;
+
+static int plugin(int n)
+{
+    handshakes_t *run = (handshakes_t *)dlsym(plugins[n], "handshakes");
+    int (*come_and_go)(void) = (int (*)(void))dlsym(plugins[n], "come_and_go");
+
+    return run == NULL || run(version, cert, key) != 0 || come_and_go() != 0;
+}
+
+static int own(void)
+{
+#ifdef NO_OWN
+    return 2;
+#else
+    return handshakes(version, cert, key) != 0 || come_and_go() != 0;
+#endif
+}
+
+/* The program calls the plugin, which jumps to libssl's function: the return address is the program's. */
+static int wrapped(void *plugin)
+{
+    long (*set)(void *, long) = (long (*)(void *, long))dlsym(plugin, "wrapped_set_timeout");
+    long (*get)(void *) = (long (*)(void *))dlsym(plugin, "timeout_of");
+    void *(*negotiated)(void) = (void *(*)(void))dlsym(plugin, "negotiated_session");
+
+    set(negotiated(), 987);
+    return get(negotiated()) != 987;
+}
+
+static void *run_plugin(void *n)
+{
+    return (void *)(long)plugin((int)(long)n);
+}
+
+static int together(void)
+{
+    pthread_t threads[MAX];
+    int failed = 0;
+
+    for (int n = 0; n < loaded; n++)
+        pthread_create(&threads[n], NULL, run_plugin, (void *)(long)n);
+#ifndef NO_OWN
+    failed |= own();
+#endif
+    for (int n = 0; n < loaded; n++) {
+        void *result;
+
+        pthread_join(threads[n], &result);
+        failed |= result != NULL;
+    }
+    return failed;
+}
+
+static int load(const char *path, int flags)
+{
+    plugins[loaded] = dlopen(path, RTLD_NOW | flags);
+    if (plugins[loaded] == NULL)
+        puts(dlerror());
+    return plugins[loaded++] == NULL;
+}
+
+int main(int argc, char **argv)
+{
+    int failed = 0;
+
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    if (argc > 1 && *argv[1] == '-') {
+        version = strcmp(argv[1], "-tls1_3") == 0 ? 0x304 : 0x303;
+        argv++, argc--;
+    }
+    if (argc < 4)
+        return 2;
+    cert = argv[1], key = argv[2];
+    for (char **step = argv + 3; *step != NULL && !failed; step++) {
+        if (strcmp(*step, "own") == 0)
+            failed = own();
+        else if (strncmp(*step, "local=", 6) == 0)
+            failed = load(*step + 6, RTLD_LOCAL);
+        else if (strncmp(*step, "global=", 7) == 0)
+            failed = load(*step + 7, RTLD_GLOBAL);
+        else if (strncmp(*step, "plugin=", 7) == 0)
+            failed = plugin(atoi(*step + 7));
+        else if (strncmp(*step, "wrapped=", 8) == 0)
+            failed = wrapped(plugins[atoi(*step + 8)]);
+        else if (strcmp(*step, "together") == 0)
+            failed = together();
+        else
+            return 2;
+        if (failed)
+            printf("%s failed\n", *step);
+    }
+    return failed;
+}
+#endif
