@@ -1,4 +1,5 @@
-//! When the library is loaded: what cannot wait. libssl is not looked for yet, it may come later.
+//! When the library is loaded: what cannot wait. libssl is not looked for yet, it may come later; but one that was here
+//! before is noted.
 
 use crate::{board, config, context, libssl, totals};
 
@@ -9,6 +10,7 @@ extern "C" fn load() {
         // SAFETY: getauxval has no preconditions.
         config::load(unsafe { libc::getauxval(libc::AT_SECURE) } == 0);
         totals::open();
+        libssl::look_ahead();
         // SAFETY: the functions live as long as the process, since the library is never unloaded.
         unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
         Some(())

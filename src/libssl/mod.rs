@@ -20,7 +20,7 @@ pub use lhash::SessionTable;
 pub use marker::{forget as forget_markers, prepare as prepare_marker};
 pub use service::Service;
 pub use session::{now, Session};
-pub use table::{elsewhere, elsewhere_session, table, table_of, version};
+pub use table::{elsewhere, elsewhere_session, look_ahead, table, table_of, version};
 
 /// Whether the real libssl is 3.0 or later, where several deviations from the manual began.
 pub fn is_3_or_later() -> bool {

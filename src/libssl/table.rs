@@ -13,6 +13,9 @@
 //! belongs to the libssl that makes it, and a session that was never negotiated, in a process with both 3 and 4: there the
 //! caller decides after all, by the libssl that it is linked with. With one libssl nothing of this is asked.
 //!
+//! **A libssl ahead of us** (linked before -lreprise, or there when a program loads Reprise late) is reached by some
+//! calls or all without our seeing them. It is not served: better no context than half of one.
+//!
 //! What remains: a libssl that is loaded after the first SSL_CTX was made becomes known with its own first SSL_CTX.
 //! Sessions that are made and dated with it before that are taken for the first one's.
 #![allow(non_snake_case)]
@@ -25,7 +28,7 @@ use std::cell::Cell;
 use std::ffi::{CStr, CString};
 use std::ops::Range;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 /// Libraries a process may have loaded, the newest last; the first that is there is used.
 const SONAMES: [&CStr; 3] = [c"libssl.so.3", c"libssl.so.1.1", c"libssl.so.4"];
@@ -183,11 +186,15 @@ struct Library {
     range: Range<usize>,
     path: String,
     table: Table,
+    /// See `look_ahead`.
+    is_ahead: bool,
     next: OnceBox<Library>,
 }
 
 /// The one that is served, and behind it the others that are known.
 static FIRST: OnceBox<Library> = OnceBox::new();
+/// Where each libssl is mapped that we stand behind.
+static AHEAD: [AtomicUsize; 8] = [const { AtomicUsize::new(0) }; 8];
 /// Whether there are others: mostly not, and then nobody need ask whose an object is.
 static SEVERAL: AtomicBool = AtomicBool::new(false);
 
@@ -227,13 +234,30 @@ pub fn version() -> &'static str {
     text.filter(|text| !text.is_null()).and_then(|text| unsafe { CStr::from_ptr(text) }.to_str().ok()).unwrap_or("")
 }
 
-/// Makes an object with the libssl that `method` is part of; whether that is the one that is served. The first one that
+/// Notes, when this library is loaded, which libssl was there before and is not behind it: linked ahead, or brought by a
+/// program that loads Reprise late. Its functions are bound already, some or all, so that what is made with it is
+/// not ours, not even in part.
+pub fn look_ahead() {
+    let mut ahead = AHEAD.iter();
+    each_object(|path, range| {
+        if let Some(place) = is_libssl(path).then(|| ahead.next()).flatten() {
+            place.store(range.start, Relaxed);
+        }
+    });
+    if AHEAD[0].load(Relaxed) == 0 {
+        return;
+    }
+    if let Some((_, behind)) = next().and_then(object) {
+        AHEAD.iter().filter(|start| start.load(Relaxed) == behind.start).for_each(|start| start.store(1, Relaxed));
+    }
+}
+
+/// Makes an SSL_CTX with the libssl that `method` is part of; whether that is the one that is served. The first one that
 /// an SSL_CTX is made with is.
 pub fn with_method<T>(method: *const SSL_METHOD, make: impl FnOnce(&'static Table) -> T) -> (bool, T) {
     let address = method as usize;
-    let served = FIRST.get().is_some_and(|first| first.range.contains(&address));
-    if served || address == 0 {
-        return (served, make(table()));
+    if FIRST.get().is_some_and(|first| !first.is_ahead && first.range.contains(&address)) {
+        return (true, make(table()));
     }
     let library = known().find(|library| library.range.contains(&address)).or_else(|| {
         let (path, _) = object(address)?;
@@ -245,7 +269,15 @@ pub fn with_method<T>(method: *const SSL_METHOD, make: impl FnOnce(&'static Tabl
             log::once(format_args!("{} keeps its own sessions: Reprise serves {first} in this process", other.path));
             (false, other.make(make))
         }
-        _ => (true, make(table())),
+        _ => {
+            let table = table();
+            let Some(first) = FIRST.get().filter(|first| first.is_ahead) else { return (true, make(table)) };
+            log::once(format_args!(
+                "{} was loaded before Reprise and keeps its sessions: preload Reprise, or link -lreprise before -lssl",
+                first.path
+            ));
+            (false, make(table))
+        }
     }
 }
 
@@ -378,7 +410,8 @@ impl Library {
         if let Some(missing) = table.missing {
             log::once(format_args!("the loaded libssl has no {missing}: its own session cache stays in use"));
         }
-        Some(Library { range, path, table, next: OnceBox::new() })
+        let is_ahead = AHEAD.iter().any(|start| start.load(Relaxed) == range.start);
+        Some(Library { range, path, table, is_ahead, next: OnceBox::new() })
     }
 }
 
@@ -408,15 +441,26 @@ fn register(function: usize) -> Option<&'static Library> {
 /// The SSL_CTX_new of the libssl that this process uses: the next one behind this library, else one that a plugin brought
 /// along (RTLD_LOCAL), else, in a program that has none, the system's.
 fn next_libssl() -> Option<usize> {
-    // SAFETY: dlsym is called with a C string.
-    let next = unsafe { libc::dlsym(libc::RTLD_NEXT, c"SSL_CTX_new".as_ptr()) } as usize;
-    let found = Some(next).filter(|&next| next != 0).or_else(|| {
+    let found = next().or_else(|| {
         let any = |flags| SONAMES.iter().find_map(|name| new_of(open(name, flags)?));
         any(libc::RTLD_NOLOAD).or_else(|| any(0))
     });
     // SAFETY: no preconditions: the program's next dlerror() is about its own calls.
     unsafe { libc::dlerror() };
     found
+}
+
+fn next() -> Option<usize> {
+    // SAFETY: a C string; and as above.
+    unsafe {
+        let next = libc::dlsym(libc::RTLD_NEXT, c"SSL_CTX_new".as_ptr()) as usize;
+        libc::dlerror();
+        (next != 0).then_some(next)
+    }
+}
+
+fn is_libssl(path: &CStr) -> bool {
+    path.to_bytes().rsplit(|&byte| byte == b'/').next().is_some_and(|name| name.starts_with(b"libssl.so"))
 }
 
 /// The SSL_CTX_new that the object at `path`, which is loaded, is or is linked with.
@@ -456,7 +500,7 @@ fn object(address: usize) -> Option<(CString, Range<usize>)> {
 fn loaded() -> Vec<CString> {
     let mut found = Vec::new();
     each_object(|path, _| {
-        if path.to_bytes().rsplit(|&byte| byte == b'/').next().is_some_and(|name| name.starts_with(b"libssl.so")) {
+        if is_libssl(path) {
             found.push(path.to_owned());
         }
     });
