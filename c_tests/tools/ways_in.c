@@ -4,7 +4,8 @@
  *
  *     ways_in [-tls1_2|-tls1_3] CERT KEY STEP...
  *         own                      handshakes with the program's own libssl (not with -DNO_OWN)
- *         local=FILE global=FILE   load a shared object, RTLD_LOCAL or RTLD_GLOBAL
+ *         local=FILE global=FILE   load a shared object, RTLD_LOCAL or RTLD_GLOBAL, all its symbols bound at once
+ *         lazy=FILE                RTLD_LOCAL, and each symbol bound when it is first used
  *         plugin=N                 handshakes of the Nth one that was loaded
  *         wrapped=N                what it answers of a session through a call that is the last of its function
  *         together                 all of them, each in a thread of its own
@@ -115,7 +116,7 @@ static int dates(SSL_SESSION *negotiated)
 /* The functions of the manual's session cache, by their effects. */
 static int manage(SSL_CTX *ctx, SSL_SESSION *negotiated)
 {
-    SSL_SESSION *session = SSL_SESSION_new();
+    SSL_SESSION *session = SSL_SESSION_dup(negotiated);
     long before = SSL_CTX_sess_number(ctx), size = SSL_CTX_sess_get_cache_size(ctx);
     SSL *ssl = SSL_new(ctx);
     unsigned length;
@@ -123,7 +124,6 @@ static int manage(SSL_CTX *ctx, SSL_SESSION *negotiated)
 
     CHECK(session != NULL && ssl != NULL);
     SSL_SESSION_set1_id(session, (const unsigned char *)"ways_in", 7);
-    SSL_SESSION_set_protocol_version(session, TLS1_2_VERSION);
     CHECK(SSL_CTX_add_session(ctx, session) == 1 && SSL_CTX_sess_number(ctx) == before + 1);
     CHECK(SSL_CTX_remove_session(ctx, session) == 1 && SSL_CTX_sess_number(ctx) == before);
     SSL_CTX_sess_set_cache_size(ctx, 77);
@@ -293,7 +293,7 @@ static int together(void)
 
 static int load(const char *path, int flags)
 {
-    plugins[loaded] = dlopen(path, RTLD_NOW | flags);
+    plugins[loaded] = dlopen(path, flags);
     if (plugins[loaded] == NULL)
         puts(dlerror());
     return plugins[loaded++] == NULL;
@@ -315,9 +315,11 @@ int main(int argc, char **argv)
         if (strcmp(*step, "own") == 0)
             failed = own();
         else if (strncmp(*step, "local=", 6) == 0)
-            failed = load(*step + 6, RTLD_LOCAL);
+            failed = load(*step + 6, RTLD_LOCAL | RTLD_NOW);
         else if (strncmp(*step, "global=", 7) == 0)
-            failed = load(*step + 7, RTLD_GLOBAL);
+            failed = load(*step + 7, RTLD_GLOBAL | RTLD_NOW);
+        else if (strncmp(*step, "lazy=", 5) == 0)
+            failed = load(*step + 5, RTLD_LOCAL | RTLD_LAZY);
         else if (strncmp(*step, "plugin=", 7) == 0)
             failed = plugin(atoi(*step + 7));
         else if (strncmp(*step, "wrapped=", 8) == 0)

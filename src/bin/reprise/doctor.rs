@@ -152,7 +152,15 @@ fn native(path: &Path, shown: &str, elf: &Elf, mut findings: Findings) -> Findin
         if let Err(why) = is_served(&libssl.name) {
             return findings.verdict(false, why);
         }
-        return judge(findings, privileged, "Reprise takes it over: `reprise run -- CMD`.");
+        return match is_linked_ahead(&elf.needed) {
+            Some(true) => findings.verdict(true, "It is linked with Reprise ahead of libssl: Reprise takes it over as it is."),
+            Some(false) => findings.verdict(
+                false,
+                "It is linked with Reprise, but after libssl, where it has no effect: link -lreprise before -lssl. Until \
+                 then, `reprise run -- CMD` takes it over.",
+            ),
+            None => judge(findings, privileged, "Reprise takes it over: `reprise run -- CMD`."),
+        };
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     if SHELLS.contains(&name.as_str()) {
@@ -331,7 +339,8 @@ fn running(process: u32) -> Result<Findings, crate::Failure> {
         findings.note("That file was replaced since: a restart takes the new one.");
     }
     if libssl.len() > 1 {
-        findings.note(format!("It has more than one libssl, and Reprise serves one of them: {libssl_text}."));
+        findings
+            .note(format!("It has more than one libssl, and Reprise serves the first that was used: {libssl_text}."));
     }
     let (families, _) = all();
     let contexts: Vec<_> =
@@ -369,7 +378,11 @@ fn is_preloaded(folder: &Path) -> Option<&'static str> {
 }
 
 fn linked_before(program: &Path) -> Option<bool> {
-    let needed = Elf::read(program).ok()?.needed;
+    is_linked_ahead(&Elf::read(program).ok()?.needed)
+}
+
+/// Whether -lreprise came before -lssl; `None` if it was not there.
+fn is_linked_ahead(needed: &[String]) -> Option<bool> {
     let at = |start: &str| needed.iter().position(|name| name.starts_with(start));
     Some(at("libreprise.so")? < at("libssl.so").unwrap_or(usize::MAX))
 }
