@@ -208,19 +208,33 @@ impl Config {
     }
 }
 
+/// What is not the default.
 static CONFIG: OnceBox<Config> = OnceBox::new();
+static DEFAULT: Config = Config {
+    semantics: Semantics::Documented,
+    tickets: Tickets::AsIs,
+    internal: Internal::AsIs,
+    unclean: Unclean::Drop,
+    cache: Place::Memory,
+    log: Log::Error,
+    stats: None,
+    status: Status::On,
+    complaints: Vec::new(),
+};
 
 /// Reads the environment. Where it is not to be trusted (a set-user-ID program, which a preload for the whole system
 /// reaches), nothing in it counts.
 pub fn load(trusted: bool) {
-    CONFIG.get_or_init(|| {
-        let config = Config::from(|name| trusted.then(|| std::env::var_os(name)).flatten());
-        Box::new(Config { status: if trusted { config.status } else { Status::Off }, ..config })
-    });
+    let config = Config::from(|name| trusted.then(|| std::env::var_os(name)).flatten());
+    let config = Config { status: if trusted { config.status } else { Status::Off }, ..config };
+    // Nothing is set in most programs that a preload reaches: they are not to pay for a first allocation.
+    if config != DEFAULT {
+        let _ = CONFIG.set(Box::new(config));
+    }
 }
 
 pub fn get() -> &'static Config {
-    CONFIG.get_or_init(Box::default)
+    CONFIG.get().unwrap_or(&DEFAULT)
 }
 
 #[cfg(test)]
@@ -233,6 +247,7 @@ mod tests {
 
     #[test]
     fn nothing_set_and_empty_are_the_defaults() {
+        assert_eq!(DEFAULT, Config::default());
         assert_eq!(config(&[]), Config::default());
         assert_eq!(
             config(&[

@@ -711,6 +711,9 @@ pub mod fork {
 
     /// Before: waits until nothing is being changed, and keeps it so.
     pub fn prepare() {
+        if !registry::is_used() {
+            return;
+        }
         let held = registry::all().flat_map(hold).collect();
         HELD.with(|place| *place.borrow_mut() = held);
         // Not through `number`, which may need what is held now to tell a shared cache whose sessions are meant.
@@ -720,12 +723,18 @@ pub mod fork {
 
     /// In the child, before it resumes.
     pub fn child() {
+        if !registry::is_used() {
+            return;
+        }
         board::forked();
         registry::all().for_each(|context| context.counters.forked());
     }
 
     /// After, in the parent and in the child.
     pub fn resume() {
+        if !registry::is_used() {
+            return;
+        }
         HELD.with(|place| place.borrow_mut().clear());
     }
 

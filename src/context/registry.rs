@@ -9,9 +9,11 @@ use super::Context;
 use crate::libssl::types::SSL_CTX;
 use once_cell::race::OnceBox;
 use std::sync::atomic::{
-    AtomicUsize,
+    AtomicBool, AtomicUsize,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
+
+static USED: AtomicBool = AtomicBool::new(false);
 
 const BUCKETS: usize = 256;
 static BUCKET: [OnceBox<Node>; BUCKETS] = [const { OnceBox::new() }; BUCKETS];
@@ -46,6 +48,11 @@ pub fn find(ctx: *mut SSL_CTX) -> Option<&'static Context> {
     nodes(bucket(address)).find(|node| node.address.load(Acquire) == address).map(|node| &node.context)
 }
 
+/// Whether there has been a context in this process: mostly not, where a preload reaches everything.
+pub fn is_used() -> bool {
+    USED.load(Relaxed)
+}
+
 /// All contexts in use.
 pub fn all() -> impl Iterator<Item = &'static Context> {
     BUCKET.iter().flat_map(nodes).filter(|node| node.address.load(Acquire) > RETIRED).map(|node| &node.context)
@@ -53,6 +60,7 @@ pub fn all() -> impl Iterator<Item = &'static Context> {
 
 /// A context for `ctx`, prepared by `prepare` before anybody finds it; `None` if that fails.
 pub fn enter(ctx: *mut SSL_CTX, prepare: impl FnOnce(&'static Context) -> bool) -> Option<&'static Context> {
+    USED.store(true, Relaxed);
     let mut place = bucket(ctx as usize);
     let node = loop {
         let node = place.get_or_init(|| {
