@@ -581,7 +581,9 @@ impl Context {
             return false;
         }
         self.count(Count::Negotiated);
-        if !self.has_mode(SSL_SESS_CACHE_NO_INTERNAL_STORE) && self.is_looked_up_later(connection) {
+        // REPRISE_INTERNAL is for servers: nobody would ever look up what a client's program keeps elsewhere.
+        let mode = if connection.is_server() { self.effective(self.mode()) } else { self.mode() };
+        if mode & SSL_SESS_CACHE_NO_INTERNAL_STORE == 0 && self.is_looked_up_later(connection) {
             self.store(session.clone(), Collision::Replace);
         }
         let Some(keeps) = self.new_callback.call(connection, session) else { return false };

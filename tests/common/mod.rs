@@ -275,7 +275,7 @@ impl Keeper {
     /// The environment for `command`: none of ours on stock, else the preload with its counters in `stats`.
     pub fn apply(self, command: &mut Command, stats: &Path) {
         command.env_remove("LD_PRELOAD");
-        for name in ["CACHE", "SEMANTICS", "TICKETS", "UNCLEAN", "LOG", "STATS", "STATUS"] {
+        for name in ["CACHE", "SEMANTICS", "TICKETS", "INTERNAL", "UNCLEAN", "LOG", "STATS", "STATUS"] {
             command.env_remove(format!("REPRISE_{name}"));
         }
         let semantics = match self {
@@ -451,11 +451,24 @@ pub struct Comparison {
 impl Comparison {
     /// `serve` makes the server's command line for a port. No connection may fail, no server may die.
     pub fn of(sandbox: &Sandbox, serve: impl Fn(u16) -> Command, client: &[&str]) -> Comparison {
+        Comparison::under(&[], sandbox, serve, client)
+    }
+
+    /// With more in Reprise's environment.
+    pub fn under(
+        more: &[(&str, &str)],
+        sandbox: &Sandbox,
+        serve: impl Fn(u16) -> Command,
+        client: &[&str],
+    ) -> Comparison {
         let visit = |keeper: Keeper| {
             let port = free_port();
             let stats = sandbox.file(&format!("stats-{port}"));
             let mut command = serve(port);
             keeper.apply(&mut command, &stats);
+            if keeper != Keeper::Stock {
+                command.envs(more.iter().copied());
+            }
             let mut server = Server::start(&mut command, sandbox, port);
             let reuse = reconnect(port, client);
             server.assert_alive();
