@@ -389,8 +389,13 @@ impl Context {
         // The mark cannot be undone: where the object itself is cached, an equal one takes its place.
         let cache = self.cache();
         if cache.get(&session.key()).is_some_and(|cached| cached.same(session)) {
-            if let Some(copy) = session.unmarked_copy() {
-                cache.insert(copy, Collision::Replace, &mut |_, _| {});
+            match session.unmarked_copy() {
+                Some(copy) => {
+                    cache.insert(copy, Collision::Replace, &mut |_, _| {});
+                }
+                None => {
+                    self.removed(session);
+                }
             }
         }
     }

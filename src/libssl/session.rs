@@ -136,7 +136,29 @@ impl Session {
     /// An equal session that is not marked, without the data that programs attach to it (ex_data).
     pub fn unmarked_copy(&self) -> Option<Session> {
         let mut der = Vec::new();
-        self.write_der(&mut der).then(|| Session::read_der(&der))?
+        (!self.is_judged() && self.write_der(&mut der)).then(|| Session::read_der(&der))?
+    }
+
+    /// Whether the program has noted something (ex_data) on a session whose peer showed a certificate. It may be all that
+    /// tells a peer it trusts from one it does not: stunnel notes there whom to redirect, and takes a session
+    /// without the note for a trusted one. DER carries no notes, so such a session must not be had by it. Where each new
+    /// session is given a value of its own, nothing can be told.
+    fn is_judged(&self) -> bool {
+        // Of all kinds of data that are registered for sessions, mostly one or two.
+        const INDICES: libc::c_int = 32;
+        // SAFETY: the sessions are alive, nothing is kept, and an index that nobody registered has NULL.
+        unsafe {
+            if (table().SSL_SESSION_get0_peer)(self.as_ptr()).is_null() {
+                return false;
+            }
+            let new = || Session::from_owned((table().SSL_SESSION_new)());
+            let (Some(one), Some(two)) = (new(), new()) else { return true };
+            let value = |session: &Session, index| (table().SSL_SESSION_get_ex_data)(session.as_ptr(), index);
+            (0..INDICES).any(|index| {
+                let usual = value(&one, index);
+                usual == value(&two, index) && usual != value(self, index)
+            })
+        }
     }
 
     /// i2d_SSL_SESSION(3). A session without a cipher cannot be had as DER.
@@ -172,7 +194,7 @@ impl Session {
 impl cache::Portable for Session {
     fn write(&self, out: &mut Vec<u8>) -> bool {
         out.push(if self.is_resumable() { PLAIN } else { MARKED });
-        self.write_der(out)
+        !self.is_judged() && self.write_der(out)
     }
 
     fn read(bytes: &[u8]) -> Option<Session> {

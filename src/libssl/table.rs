@@ -133,6 +133,8 @@ functions! {
         SSL_SESSION_get0_cipher(session: *const SSL_SESSION) -> *const SSL_CIPHER = ptr::null();
         SSL_SESSION_get_master_key(session: *const SSL_SESSION, out: *mut c_uchar, size: size_t) -> size_t = 0;
         SSL_SESSION_get_max_early_data(session: *const SSL_SESSION) -> u32 = 0;
+        SSL_SESSION_get0_peer(session: *mut SSL_SESSION) -> *mut X509 = ptr::null_mut();
+        SSL_SESSION_get_ex_data(session: *const SSL_SESSION, index: c_int) -> *mut c_void = ptr::null_mut();
         i2d_SSL_SESSION(session: *const SSL_SESSION, out: *mut *mut c_uchar) -> c_int = 0;
         d2i_SSL_SESSION(into: *mut *mut SSL_SESSION, from: *mut *const c_uchar, length: c_long) -> *mut SSL_SESSION = ptr::null_mut();
         TLS_method() -> *const SSL_METHOD = ptr::null();
