@@ -1,6 +1,7 @@
-//! Apache with processes for workers (prefork) under a preload with a shared cache. mod_ssl either caches nothing (`none`),
-//! or keeps sessions in a cache of its own and forbids the internal one (all else). So nothing may change, whatever
-//! else the environment asks for, but for `REPRISE_INTERNAL=always`: then Apache without a cache of its own has one.
+//! Apache with processes for workers (prefork) and with threads in processes (event). mod_ssl either caches nothing
+//! (`none`, `nonenotnull`), or keeps sessions in a cache of its own, for all processes, and forbids the internal one
+//! (all else). So nothing may change, whatever else the environment asks for, but for `REPRISE_INTERNAL=always`: then
+//! Apache without a cache of its own has one, each process for itself or, in shared memory, all of them.
 
 mod common;
 
@@ -11,18 +12,33 @@ use std::process::Command;
 use common::{free_port, program, reconnect, repository, Keeper, Reuse, Sandbox, Server, SharedCache, Stats};
 
 const MODULES: &str = "/usr/lib/apache2/modules";
-const WORKERS: usize = 4;
+const SHMCB: &str = "shmcb:scache(512000)";
+const ALWAYS: (&str, &str) = ("REPRISE_INTERNAL", "always");
 
 /// What of the configuration matters here.
 #[derive(Clone, Copy, Debug)]
 struct Setup {
+    mpm: &'static str,
+    workers: usize,
     protocol: &'static str,
     client: &'static str,
     cache: &'static str,
     tickets: &'static str,
 }
 
-const PROTOCOLS: [(&str, &str); 2] = [("TLSv1.2", "-tls1_2"), ("TLSv1.3", "-tls1_3")];
+/// Each kind of workers, four processes, each protocol.
+fn each(cache: &'static str, tickets: &'static str) -> impl Iterator<Item = Setup> {
+    ["prefork", "event"].into_iter().flat_map(move |mpm| {
+        [("TLSv1.2", "-tls1_2"), ("TLSv1.3", "-tls1_3")].map(|(protocol, client)| Setup {
+            mpm,
+            workers: 4,
+            protocol,
+            client,
+            cache,
+            tickets,
+        })
+    })
+}
 
 /// An Apache in the sandbox, in the foreground. Root's workers drop to Debian's user for it.
 fn apache(sandbox: &Sandbox, port: u16, setup: Setup) -> Command {
@@ -35,7 +51,9 @@ fn apache(sandbox: &Sandbox, port: u16, setup: Setup) -> Command {
         .replace("@MODULES@", MODULES)
         .replace("@PORT@", &port.to_string())
         .replace("@USER@", user)
-        .replace("@WORKERS@", &WORKERS.to_string())
+        .replace("@MPM@", setup.mpm)
+        .replace("@WORKERS@", &setup.workers.to_string())
+        .replace("@THREADS@", &(setup.workers * 4).to_string())
         .replace("@CACHE@", setup.cache)
         .replace("@PROTOCOL@", setup.protocol)
         .replace("@TICKETS@", setup.tickets);
@@ -46,71 +64,137 @@ fn apache(sandbox: &Sandbox, port: u16, setup: Setup) -> Command {
     command
 }
 
-/// 200 reconnections of four clients to an Apache on stock or with a shared cache, which ends well.
-fn visit(sandbox: &Sandbox, setup: Setup, cache: Option<&SharedCache>, more: &[(&str, &str)]) -> Reuse {
+/// Four clients that come back 50 times each.
+const ALL: u64 = 200;
+
+/// They visit an Apache, which ends well; and what Reprise counted.
+fn visit(sandbox: &Sandbox, setup: Setup, keeper: Keeper, more: &[(&str, &str)]) -> (Reuse, Option<Stats>) {
     let port = free_port();
+    let stats = sandbox.file(&format!("stats-{port}"));
     let mut command = apache(sandbox, port, setup);
-    match cache {
-        None => Keeper::Stock.apply(&mut command, &sandbox.file("stats")),
-        Some(cache) => {
-            Keeper::StockLike.apply(&mut command, &sandbox.file("stats"));
-            command.env("REPRISE_CACHE", cache.url()).envs(more.iter().copied());
-        }
-    }
-    let server = Server::start(&mut command, sandbox, port);
+    keeper.apply(&mut command, &stats);
+    let server = Server::start(command.envs(more.iter().copied()), sandbox, port);
     let reuse = reconnect(port, &[setup.client, "-n", "50", "-clients", "4"]);
     assert_eq!(reuse.failed, 0, "{setup:?}: {reuse:?}");
     let access = fs::read_to_string(sandbox.file(&format!("access-{port}.log"))).unwrap();
     let workers: BTreeSet<_> = access.lines().filter_map(|line| line.split(' ').next()).collect();
-    assert_eq!(workers.len(), WORKERS, "not all workers answered: {workers:?}");
+    // Threads leave who answers to chance.
+    let least = if setup.mpm == "prefork" { setup.workers } else { setup.workers.min(2) };
+    assert!(workers.len() >= least, "{setup:?}: too few processes answered: {workers:?}");
     assert!(server.stop(libc::SIGTERM).success(), "{setup:?}: Apache did not end well");
     let log = fs::read_to_string(sandbox.file("error.log")).unwrap();
     assert!(!log.contains("exit signal"), "{setup:?}: a worker crashed:\n{log}");
-    println!("{setup:?}, {}: {reuse:?}", if cache.is_some() { "Reprise" } else { "stock" });
-    reuse
+    let stats = (keeper != Keeper::Stock).then(|| Stats::read(&stats));
+    println!("{setup:?}, {keeper:?}, {more:?}: {reuse:?}, {stats:?}");
+    (reuse, stats)
 }
 
-/// Stock resumes so many of 200, and Reprise no fewer: with a shared cache, and with each policy.
-fn as_on_stock(cache: &'static str, tickets: &'static str, resumed: u64) {
-    for (protocol, client) in PROTOCOLS {
-        let setup = Setup { protocol, client, cache, tickets };
+/// Stock resumes so many, and so does Reprise: with each semantics, with a shared cache, with each policy. `judge` is
+/// given the counters.
+fn as_on_stock(cache: &'static str, tickets: &'static str, resumed: u64, judge: impl Fn(&Stats)) {
+    for setup in each(cache, tickets) {
         let (sandbox, shared) = (Sandbox::new(), SharedCache::new());
-        assert_eq!(visit(&sandbox, setup, None, &[]).resumed, resumed, "{setup:?}: stock");
-        for policy in [("REPRISE_UNCLEAN", "keep"), ("REPRISE_TICKETS", "stateful")] {
-            let reprise = visit(&sandbox, setup, Some(&shared), &[policy]);
-            assert_eq!(reprise.resumed, resumed, "{setup:?}: Reprise, {policy:?}");
+        let stock = visit(&sandbox, setup, Keeper::Stock, &[]).0;
+        assert_eq!(stock.resumed, resumed, "{setup:?}: stock");
+        let url = shared.url();
+        let in_shared_memory = ("REPRISE_CACHE", url.as_str());
+        for (keeper, more) in [
+            (Keeper::Documented, [].as_slice()),
+            (Keeper::StockLike, &[]),
+            (Keeper::Documented, &[in_shared_memory]),
+            (Keeper::StockLike, &[in_shared_memory, ("REPRISE_UNCLEAN", "keep")]),
+            (Keeper::StockLike, &[in_shared_memory, ("REPRISE_TICKETS", "stateful")]),
+        ] {
+            let (reuse, stats) = visit(&sandbox, setup, keeper, more);
+            let stats = stats.unwrap();
+            assert_eq!(reuse.resumed, resumed, "{setup:?}, {keeper:?}, {more:?}");
+            assert!(stats["contexts"] > 0 && stats["store_errors"] == 0, "{setup:?}, {keeper:?}, {more:?}: {stats:?}");
+            judge(&stats);
         }
-        assert!(Stats::read(&sandbox.file("stats"))["contexts"] > 0, "Reprise did not take over");
     }
+}
+
+fn nothing_stored(stats: &Stats) {
+    assert!(stats["stored"] == 0 && stats["hits"] == 0 && stats["external_hits"] == 0, "{stats:?}");
 }
 
 #[test]
 fn no_cache() {
-    as_on_stock("none", "off", 0);
-    as_on_stock("nonenotnull", "off", 0);
+    as_on_stock("none", "off", 0, nothing_stored);
+}
+
+#[test]
+fn no_cache_but_an_id() {
+    as_on_stock("nonenotnull", "off", 0, nothing_stored);
 }
 
 #[test]
 fn no_cache_of_its_own() {
-    for cache in ["none", "nonenotnull"] {
-        for (protocol, client) in PROTOCOLS {
-            let setup = Setup { protocol, client, cache, tickets: "off" };
-            let (sandbox, shared) = (Sandbox::new(), SharedCache::new());
-            assert_eq!(visit(&sandbox, setup, None, &[]).resumed, 0, "{setup:?}: stock");
-            let reprise = visit(&sandbox, setup, Some(&shared), &[("REPRISE_INTERNAL", "always")]);
-            assert_eq!(reprise.resumed, 200, "{setup:?}: Reprise");
+    for setup in ["none", "nonenotnull"].into_iter().flat_map(|cache| each(cache, "off")) {
+        let (sandbox, shared) = (Sandbox::new(), SharedCache::new());
+        assert_eq!(visit(&sandbox, setup, Keeper::Stock, &[]).0.resumed, 0, "{setup:?}: stock");
+        for keeper in [Keeper::Documented, Keeper::StockLike] {
+            // A cache in memory is one process's.
+            for (workers, place) in [(1, "memory:"), (setup.workers, &shared.url())] {
+                let setup = Setup { workers, ..setup };
+                let (reuse, stats) = visit(&sandbox, setup, keeper, &[ALWAYS, ("REPRISE_CACHE", place)]);
+                assert_eq!(reuse.resumed, ALL, "{setup:?}, {keeper:?}, {place}");
+                let stats = stats.unwrap();
+                assert!(
+                    stats["hits"] >= ALL && stats["store_errors"] == 0,
+                    "{setup:?}, {keeper:?}, {place}: {stats:?}"
+                );
+            }
+        }
+    }
+}
+
+/// Tickets that name a session resume as those that carry it.
+#[test]
+fn no_cache_of_its_own_but_tickets() {
+    for setup in each("none", "on") {
+        let (sandbox, shared) = (Sandbox::new(), SharedCache::new());
+        let more = [ALWAYS, ("REPRISE_CACHE", &shared.url()), ("REPRISE_TICKETS", "stateful")];
+        for keeper in [Keeper::Documented, Keeper::StockLike] {
+            let (reuse, stats) = visit(&sandbox, setup, keeper, &more);
+            let stats = stats.unwrap();
+            assert!(reuse.resumed == ALL && stats["hits"] >= ALL, "{setup:?}, {keeper:?}: {reuse:?}, {stats:?}");
         }
     }
 }
 
 #[test]
 fn apaches_own_cache() {
-    as_on_stock("shmcb:scache(512000)", "off", 200);
-    as_on_stock("shmcb:scache(512000)", "on", 200);
+    as_on_stock(SHMCB, "off", ALL, |stats| {
+        assert!(stats["external_hits"] >= ALL && stats["hits"] == 0 && stats["stored"] == 0, "{stats:?}");
+    });
+}
+
+/// The policy for tickets has Apache's own cache resume what else the tickets did.
+#[test]
+fn apaches_own_cache_and_tickets() {
+    as_on_stock(SHMCB, "on", ALL, |stats| {
+        assert!(stats["hits"] == 0 && stats["stored"] == 0, "{stats:?}");
+    });
+}
+
+#[test]
+fn apaches_own_cache_and_the_internal_one() {
+    for setup in each(SHMCB, "off") {
+        let (sandbox, shared) = (Sandbox::new(), SharedCache::new());
+        for keeper in [Keeper::Documented, Keeper::StockLike] {
+            for place in ["memory:", &shared.url()] {
+                let (reuse, stats) = visit(&sandbox, setup, keeper, &[ALWAYS, ("REPRISE_CACHE", place)]);
+                let (what, stats) = (format!("{setup:?}, {keeper:?}, {place}"), stats.unwrap());
+                assert_eq!(reuse.resumed, ALL, "{what}: {stats:?}");
+                assert!(stats["hits"] + stats["external_hits"] >= ALL, "{what}: {stats:?}");
+            }
+        }
+    }
 }
 
 /// What Apache does when it is told nothing. Tickets that name a session would be good for nothing here.
 #[test]
 fn tickets_without_a_cache() {
-    as_on_stock("none", "on", 200);
+    as_on_stock("none", "on", ALL, nothing_stored);
 }
