@@ -13,12 +13,11 @@
 mod common;
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
 use std::process::Command;
 
 use common::{
-    free_port, openssl, program, reconnect, repository, Comparison, Keeper, Sandbox, Server, SharedCache, Stats,
+    free_port, program, reconnect, repository, resumed_behind, tls_backend, Comparison, Keeper, Sandbox, Server,
+    SharedCache, Stats,
 };
 
 const KEEPERS: [Keeper; 3] = [Keeper::Stock, Keeper::Documented, Keeper::StockLike];
@@ -244,20 +243,10 @@ fn services_of_one_process() {
     }
 }
 
-/// A server that tells in its answer whether the connection was resumed.
-fn backend(sandbox: &Sandbox, protocol: &str) -> Server {
-    let (cert, key) = sandbox.certificate();
-    let port = free_port();
-    let mut command = Command::new(openssl());
-    command.args(["s_server", "-www", "-quiet", "-accept", &format!("127.0.0.1:{port}"), protocol]);
-    Keeper::Stock.apply(&mut command, &sandbox.file("unused"));
-    Server::start(command.arg("-cert").arg(cert).arg("-key").arg(key), sandbox, port)
-}
-
 /// How many of 20 requests reached the backend by a resumed connection, and what Reprise counted meanwhile.
 fn towards_the_server(setup: Setup, reuse: &str, keeper: Keeper) -> (usize, Option<Stats>) {
     let sandbox = Sandbox::new();
-    let backend = backend(&sandbox, setup.client);
+    let backend = tls_backend(&sandbox, setup.client);
     let port = free_port();
     let line = format!(
         "backend tls_too\n    http-reuse never\n    server one 127.0.0.1:{} ssl verify none {reuse}",
@@ -274,15 +263,7 @@ fn towards_the_server(setup: Setup, reuse: &str, keeper: Keeper) -> (usize, Opti
         command.envs([("REPRISE_INTERNAL", "always"), ("REPRISE_TICKETS", "stateful")]);
     }
     let _server = Server::start(&mut command, &sandbox, port);
-    let resumed = (0..20).filter(|_| {
-        let mut answer = String::new();
-        let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
-        client.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
-        client.read_to_string(&mut answer).unwrap();
-        assert!(answer.contains("New, TLS") != answer.contains("Reused, TLS"), "{setup:?}, {keeper:?}: {answer}");
-        answer.contains("Reused, TLS")
-    });
-    let resumed = resumed.count();
+    let resumed = resumed_behind(port, 20);
     (resumed, (keeper != Keeper::Stock).then(|| Stats::read(&sandbox.file("stats"))))
 }
 

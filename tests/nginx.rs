@@ -1,16 +1,44 @@
-//! nginx keeps its sessions with Reprise: every kind of ssl_session_cache, one worker and several, TLS 1.2 and 1.3.
+//! nginx keeps its sessions with Reprise: every kind of ssl_session_cache, one worker and several, TLS 1.2 and 1.3,
+//! without tickets that carry the session and with them.
+//!
+//! `off` and `none` switch libssl's cache off, and `none` tells clients otherwise; `REPRISE_INTERNAL=always` overrules
+//! both. `builtin` is libssl's, one for each worker, and in shared memory one for all. `shared:` is nginx's own, for all
+//! workers, and forbids libssl's, so nothing changes. With tickets the key is the master's, so any worker resumes.
+//! Towards servers (proxy_pass) nginx keeps each one's newest session itself.
 
 mod common;
 
 use std::fs;
 use std::process::Command;
 
-use common::{free_port, program, reconnect, repository, Comparison, Keeper, Sandbox, Server, SharedCache, Stats};
+use common::{
+    free_port, program, reconnect, repository, resumed_behind, tls_backend, Comparison, Keeper, Sandbox, Server,
+    SharedCache, Stats,
+};
 
+const KEEPERS: [Keeper; 3] = [Keeper::Stock, Keeper::Documented, Keeper::StockLike];
 const PROTOCOLS: [(&str, &[&str]); 2] = [("TLSv1.2", &["-tls1_2", "-no_ticket"]), ("TLSv1.3", &["-tls1_3"])];
+const WITH_TICKETS: [(&str, &[&str]); 2] = [("TLSv1.2", &["-tls1_2"]), ("TLSv1.3", &["-tls1_3"])];
+/// What the template says.
+const ANSWER: &str = r#"return 200 "$pid\n";"#;
+const ALWAYS: (&str, &str) = ("REPRISE_INTERNAL", "always");
+const STATEFUL: (&str, &str) = ("REPRISE_TICKETS", "stateful");
 
 /// An nginx in the sandbox. It is started as the user of the test; root's workers drop to nginx's default user.
 fn nginx(sandbox: &Sandbox, port: u16, workers: u32, protocol: &str, cache: &str) -> Command {
+    nginx_that(sandbox, port, workers, protocol, cache, "off", ANSWER)
+}
+
+/// Also with `tickets`, on or off, and the `answer` to each request.
+fn nginx_that(
+    sandbox: &Sandbox,
+    port: u16,
+    workers: u32,
+    protocol: &str,
+    cache: &str,
+    tickets: &str,
+    answer: &str,
+) -> Command {
     sandbox.certificate();
     let template = fs::read_to_string(repository("tests/programs/nginx.conf")).unwrap();
     let conf = sandbox.file(&format!("nginx-{port}.conf"));
@@ -18,22 +46,36 @@ fn nginx(sandbox: &Sandbox, port: u16, workers: u32, protocol: &str, cache: &str
         .replace("@WORKERS@", &workers.to_string())
         .replace("@PORT@", &port.to_string())
         .replace("@PROTOCOL@", protocol)
-        .replace("@CACHE@", cache);
+        .replace("@CACHE@", cache)
+        .replace("ssl_session_tickets off;", &format!("ssl_session_tickets {tickets};"))
+        .replace(ANSWER, answer);
     fs::write(&conf, filled).unwrap();
     let mut command = Command::new(program("nginx", "nginx"));
     command.arg("-p").arg(sandbox.path()).arg("-c").arg(conf).args(["-e", "error.log"]);
     command
 }
 
-/// Calls `judge` for each protocol and number of workers with what was seen of COUNT reconnections.
+/// Calls `judge` for each protocol with what was seen of COUNT reconnections.
 fn compare(cache: &str, workers: u32, count: u32, judge: impl Fn(&Comparison)) {
-    for (protocol, client) in PROTOCOLS {
+    compare_under(&[], "off", cache, workers, count, judge);
+}
+
+/// Also with `more` in Reprise's environment and with `tickets`, on or off.
+fn compare_under(
+    more: &[(&str, &str)],
+    tickets: &str,
+    cache: &str,
+    workers: u32,
+    count: u32,
+    judge: impl Fn(&Comparison),
+) {
+    for (protocol, client) in if tickets == "on" { WITH_TICKETS } else { PROTOCOLS } {
+        println!("{cache}, {workers} workers, {protocol}, tickets {tickets}, {more:?}");
         let sandbox = Sandbox::new();
         let count = count.to_string();
         let client = [client, &["-n", &count]].concat();
-        let seen = Comparison::of(&sandbox, |port| nginx(&sandbox, port, workers, protocol, cache), &client);
-        println!("{cache}, {workers} workers, {protocol}");
-        judge(&seen);
+        let serve = |port| nginx_that(&sandbox, port, workers, protocol, cache, tickets, ANSWER);
+        judge(&Comparison::under(more, &sandbox, serve, &client));
         let log = fs::read_to_string(sandbox.file("error.log")).unwrap();
         assert!(!log.contains("exited on signal"), "a worker crashed:\n{log}");
     }
@@ -57,6 +99,55 @@ fn none() {
     }
 }
 
+/// The cache that nginx switches off, on again, and in shared memory for all workers.
+#[test]
+fn off_and_none_overruled() {
+    for cache in ["off", "none"] {
+        for tickets in ["off", "on"] {
+            let shared = SharedCache::new();
+            for (workers, place) in [(1, "memory:"), (4, &shared.url())] {
+                let more = [ALWAYS, STATEFUL, ("REPRISE_CACHE", place)];
+                compare_under(&more, tickets, cache, workers, 20, |seen| {
+                    assert_eq!(seen.stock.resumed, if tickets == "on" { 20 } else { 0 });
+                    seen.never_below(20).at_least("hits", 20);
+                });
+            }
+        }
+    }
+}
+
+/// Tickets carry the session, whatever the cache.
+#[test]
+fn tickets() {
+    for cache in ["off", "none", "builtin", "builtin:1000", "shared:X:1m", "builtin:1000 shared:X:1m"] {
+        for workers in [1, 4] {
+            compare_under(&[], "on", cache, workers, 20, |seen| {
+                seen.expect(20).none("hits").none("external_hits");
+            });
+        }
+    }
+}
+
+/// Tickets that name a session: found in the cache that there is, and left as they are where there is none.
+#[test]
+fn stateful_tickets() {
+    for (cache, workers, counter) in
+        [("off", 4, None), ("none", 4, None), ("builtin", 1, Some("hits")), ("shared:X:1m", 4, Some("external_hits"))]
+    {
+        compare_under(&[STATEFUL], "on", cache, workers, 20, |seen| {
+            seen.expect(20);
+            match counter {
+                Some(counter) => seen.at_least(counter, 20),
+                None => seen.none("hits").none("external_hits"),
+            };
+        });
+    }
+    let shared = SharedCache::new();
+    compare_under(&[STATEFUL, ("REPRISE_CACHE", &shared.url())], "on", "builtin", 4, 20, |seen| {
+        seen.expect(20).at_least("hits", 20);
+    });
+}
+
 #[test]
 fn builtin() {
     for cache in ["builtin", "builtin:1000"] {
@@ -71,10 +162,37 @@ fn builtin() {
 #[test]
 fn builtin_of_four_workers() {
     const COUNT: u32 = 240; // 60 ± 6.7
-    compare("builtin", 4, COUNT, |seen| {
-        assert!((28..=92).contains(&seen.stock.resumed), "stock resumes a quarter: {:?}", seen.stock);
-        seen.never_below(28).at_least("hits", 28).at_least("misses", 28);
-    });
+    for cache in ["builtin", "builtin:1000"] {
+        compare(cache, 4, COUNT, |seen| {
+            assert!((28..=92).contains(&seen.stock.resumed), "stock resumes a quarter: {:?}", seen.stock);
+            seen.never_below(28).at_least("hits", 28).at_least("misses", 28);
+        });
+    }
+}
+
+/// The number in `builtin:N` is a limit, also in shared memory: the first of 31 sessions is there still, or it is not.
+#[test]
+fn builtin_is_limited() {
+    for (protocol, client) in PROTOCOLS {
+        for keeper in KEEPERS {
+            for (cache, kept) in [("builtin:10", false), ("builtin:1000", true)] {
+                let shared = SharedCache::new();
+                for place in ["memory:", &shared.url()] {
+                    let (sandbox, port) = (Sandbox::new(), free_port());
+                    let mut command = nginx(&sandbox, port, 1, protocol, cache);
+                    keeper.apply(&mut command, &sandbox.file("stats"));
+                    let _server = Server::start(command.env("REPRISE_CACHE", place), &sandbox, port);
+                    let session = sandbox.file("session.pem");
+                    let session = session.to_str().unwrap();
+                    let visit = |more: &[&str]| reconnect(port, &[client, more].concat());
+                    visit(&["-n", "0", "-session_out", session]);
+                    visit(&["-n", "29", "-fresh"]);
+                    let resumed = visit(&["-n", "0", "-session_in", session]).resumed == 1;
+                    assert_eq!(resumed, kept, "{protocol}, {keeper:?}, {cache}, {place}");
+                }
+            }
+        }
+    }
 }
 
 /// The builtin cache in shared memory: all workers, which have dropped root's rights, know each session. And so do those
@@ -126,7 +244,7 @@ fn builtin_and_shared() {
 /// A reload makes new contexts in new workers, the old ones end; and so does all of it in the end.
 #[test]
 fn reload_and_quit() {
-    for keeper in [Keeper::Stock, Keeper::Documented, Keeper::StockLike] {
+    for keeper in KEEPERS {
         let sandbox = Sandbox::new();
         let port = free_port();
         let stats = sandbox.file("stats");
@@ -144,6 +262,38 @@ fn reload_and_quit() {
         if keeper != Keeper::Stock {
             let stats = Stats::read(&stats);
             assert!(stats["hits"] + stats["external_hits"] >= 30, "{keeper:?}: {stats:?}");
+        }
+    }
+}
+
+/// As a client nginx keeps the sessions itself, and no policy for servers makes Reprise keep them as well.
+#[test]
+fn as_a_client() {
+    for (protocol, client) in WITH_TICKETS {
+        for (reuse, resumed) in [("on", 19), ("off", 0)] {
+            for keeper in KEEPERS {
+                let sandbox = Sandbox::new();
+                let (backend, port) = (tls_backend(&sandbox, client[0]), free_port());
+                let proxy = format!(
+                    "proxy_pass https://127.0.0.1:{}; proxy_ssl_protocols {protocol}; proxy_ssl_session_reuse {reuse};",
+                    backend.port
+                );
+                let answer = format!("location / {{ {proxy} }}");
+                let mut command = nginx_that(&sandbox, port, 1, protocol, "none", "off", &answer);
+                // What clients ask is not the point here.
+                let conf = sandbox.file(&format!("nginx-{port}.conf"));
+                fs::write(&conf, fs::read_to_string(&conf).unwrap().replace(" ssl reuseport;", ";")).unwrap();
+                keeper.apply(&mut command, &sandbox.file("stats"));
+                if keeper != Keeper::Stock {
+                    command.envs([ALWAYS, STATEFUL]);
+                }
+                let _server = Server::start(&mut command, &sandbox, port);
+                assert_eq!(resumed_behind(port, 20), resumed, "{protocol}, {keeper:?}, {reuse}");
+                if keeper != Keeper::Stock {
+                    let stats = Stats::read(&sandbox.file("stats"));
+                    assert!(stats["contexts"] >= 1 && stats["stored"] == 0, "{protocol}, {keeper:?}: {stats:?}");
+                }
+            }
         }
     }
 }

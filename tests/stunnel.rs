@@ -19,7 +19,7 @@ mod common;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::Arc;
@@ -27,7 +27,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    free_port, openssl, program, reconnect, repository, Comparison, Keeper, Reuse, Sandbox, Server, SharedCache, Stats,
+    free_port, program, reconnect, repository, resumed_behind, tls_backend, Comparison, Keeper, Reuse, Sandbox, Server,
+    SharedCache, Stats,
 };
 
 const KEEPERS: [Keeper; 3] = [Keeper::Stock, Keeper::Documented, Keeper::StockLike];
@@ -326,27 +327,14 @@ fn strangers_stay_outside() {
 /// How many of 20 requests through a stunnel that is the client reached the server by a resumed connection.
 fn towards_the_server(protocol: (&str, &str), options: &str, keeper: Keeper) -> (usize, Option<Stats>) {
     let sandbox = Sandbox::new();
-    let (cert, key) = sandbox.certificate();
-    let [server, port] = [(); 2].map(|()| free_port());
-    let mut command = Command::new(openssl());
-    command.args(["s_server", "-www", "-quiet", "-accept", &format!("127.0.0.1:{server}"), protocol.1]);
-    Keeper::Stock.apply(&mut command, &sandbox.file("unused"));
-    let _server = Server::start(command.arg("-cert").arg(cert).arg("-key").arg(key), &sandbox, server);
-    let mut command = stunnel(&sandbox, port, server, &format!("client = yes\n{options}"));
+    let (server, port) = (tls_backend(&sandbox, protocol.1), free_port());
+    let mut command = stunnel(&sandbox, port, server.port, &format!("client = yes\n{options}"));
     keeper.apply(&mut command, &sandbox.file("stats"));
     if keeper != Keeper::Stock {
         command.envs([ALWAYS, STATEFUL]);
     }
     let _stunnel = Server::start(&mut command, &sandbox, port);
-    let resumed = (0..20).filter(|_| {
-        let mut answer = String::new();
-        let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
-        client.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
-        client.read_to_string(&mut answer).unwrap();
-        assert!(answer.contains("New, TLS") != answer.contains("Reused, TLS"), "{protocol:?}, {keeper:?}: {answer}");
-        answer.contains("Reused, TLS")
-    });
-    let resumed = resumed.count();
+    let resumed = resumed_behind(port, 20);
     (resumed, (keeper != Keeper::Stock).then(|| Stats::read(&sandbox.file("stats"))))
 }
 

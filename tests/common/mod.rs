@@ -439,6 +439,29 @@ pub fn s_client(mut command: Command, port: u16, args: &[&str], ticket: Option<&
     text(&stdout.join().unwrap())
 }
 
+/// A TLS server that tells in its answer whether the connection was resumed, for programs that are its clients.
+pub fn tls_backend(sandbox: &Sandbox, protocol: &str) -> Server {
+    let (cert, key) = sandbox.certificate();
+    let port = free_port();
+    let mut command = Command::new(openssl());
+    command.args(["s_server", "-www", "-quiet", "-accept", &format!("127.0.0.1:{port}"), protocol]);
+    Keeper::Stock.apply(&mut command, &sandbox.file("unused"));
+    Server::start(command.arg("-cert").arg(cert).arg("-key").arg(key), sandbox, port)
+}
+
+/// How many of `requests` without TLS were passed on to [`tls_backend`] by a resumed connection.
+pub fn resumed_behind(port: u16, requests: usize) -> usize {
+    let resumed = (0..requests).filter(|_| {
+        let mut answer = String::new();
+        let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        client.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+        client.read_to_string(&mut answer).unwrap();
+        assert!(answer.contains("New, TLS") != answer.contains("Reused, TLS"), "{answer}");
+        answer.contains("Reused, TLS")
+    });
+    resumed.count()
+}
+
 // ---- The comparison -------------------------------------------------------------------------------------------
 
 /// The same server, visited in the same way, with each keeper of its sessions.
