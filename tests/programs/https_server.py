@@ -2,7 +2,7 @@
 
 usage: https_server.py PORT CERT KEY tls1_2|tls1_3 unwrap|close
 
-Each connection is closed with unwrap() (close_notify) or simply closed. On SIGTERM the server prints
+The answer tells how the handshake was. Each connection is closed with unwrap() (close_notify) or simply closed. On SIGTERM the server prints
 SSLContext.session_stats() as JSON and ends.
 """
 
@@ -38,7 +38,8 @@ def serve(connection):
         if not data:
             break
         request += data
-    tls.sendall(b"HTTP/1.0 200 OK\r\n\r\nhello\n")
+    handshake = b"resumed" if tls.session_reused else b"full"
+    tls.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + handshake + b" handshake\n")
     try:
         if ending == "unwrap":
             tls = tls.unwrap()
