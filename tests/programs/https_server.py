@@ -27,6 +27,7 @@ context.minimum_version = context.maximum_version = {
 
 def serve(connection):
     connection.settimeout(10)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         tls = context.wrap_socket(connection, server_side=True)
     except (OSError, ssl.SSLError):
