@@ -256,25 +256,23 @@ static void make_unique(SSL_CTX *ctx)
     SSL_CTX_set_client_CA_list(ctx, names);
 }
 
-static SSL_CTX *new_ctx(int version)
+SSL_CTX *client_ctx_with(const SSL_METHOD *method)
 {
     SSL_CTX *ctx;
 
     making_ctx = 1;
-    ctx = SSL_CTX_new(version == DTLS1_2_VERSION ? DTLS_method() : TLS_method());
+    ctx = SSL_CTX_new(method);
     making_ctx = 0;
     assert_non_null(ctx);
-    assert_int_equal(SSL_CTX_set_min_proto_version(ctx, version), 1);
-    assert_int_equal(SSL_CTX_set_max_proto_version(ctx, version), 1);
     if (shared())
         make_unique(ctx);
     return ctx;
 }
 
-SSL_CTX *server_ctx(int version)
+SSL_CTX *server_ctx_with(const SSL_METHOD *method)
 {
     static const unsigned char id_context[] = "c_tests";
-    SSL_CTX *ctx = new_ctx(version);
+    SSL_CTX *ctx = client_ctx_with(method);
 
     if (certificate == NULL)
         make_certificate();
@@ -284,9 +282,26 @@ SSL_CTX *server_ctx(int version)
     return ctx;
 }
 
+static const SSL_METHOD *method_of(int version)
+{
+    return version == DTLS1_2_VERSION ? DTLS_method() : TLS_method();
+}
+
+static SSL_CTX *speaking(SSL_CTX *ctx, int version)
+{
+    assert_int_equal(SSL_CTX_set_min_proto_version(ctx, version), 1);
+    assert_int_equal(SSL_CTX_set_max_proto_version(ctx, version), 1);
+    return ctx;
+}
+
+SSL_CTX *server_ctx(int version)
+{
+    return speaking(server_ctx_with(method_of(version)), version);
+}
+
 SSL_CTX *client_ctx(int version)
 {
-    return new_ctx(version);
+    return speaking(client_ctx_with(method_of(version)), version);
 }
 
 /* ---- connections ---- */
@@ -474,7 +489,7 @@ int tls_resumes(SSL_CTX *client, SSL_CTX *server, SSL_SESSION *offer)
 
 static const SSL_CIPHER *cipher_named(const char *name)
 {
-    SSL_CTX *ctx = new_ctx(TLS1_3_VERSION);
+    SSL_CTX *ctx = client_ctx(TLS1_3_VERSION);
     STACK_OF(SSL_CIPHER) *all = SSL_CTX_get_ciphers(ctx);
     const SSL_CIPHER *found = NULL;
 

@@ -56,6 +56,9 @@ void left_out(void **state);
  * certificate (one key for the process, made at first use) and the session id context "c_tests". */
 SSL_CTX *server_ctx(int version);
 SSL_CTX *client_ctx(int version);
+/* The same for a method of any versions: QUIC's. */
+SSL_CTX *server_ctx_with(const SSL_METHOD *method);
+SSL_CTX *client_ctx_with(const SSL_METHOD *method);
 
 /* A connection in memory (BIO pairs). */
 typedef struct { SSL *client, *server; } pair;
