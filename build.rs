@@ -14,9 +14,9 @@ fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     bindgen::Builder::default()
         .header("src/libssl/wrapper.h")
-        .allowlist_type("SSL|SSL_CTX|SSL_SESSION|SSL_METHOD|SSL_CIPHER|X509|CRYPTO_EX_DATA|ERR_STRING_DATA")
+        .allowlist_type("SSL|SSL_CTX|SSL_SESSION|SSL_METHOD|SSL_CIPHER|X509|ERR_STRING_DATA")
         .default_enum_style(bindgen::EnumVariation::Consts)
-        .opaque_type("ssl_st|ssl_ctx_st|ssl_session_st|ssl_method_st|ssl_cipher_st|x509_st|crypto_ex_data_st")
+        .opaque_type("ssl_st|ssl_ctx_st|ssl_session_st|ssl_method_st|ssl_cipher_st|x509_st")
         .allowlist_type("reprise_constants")
         .allowlist_var("SSL_CTRL_.*SESS.*|SSL_SESS_CACHE_.*|SSL_SESSION_CACHE_MAX_SIZE_DEFAULT")
         .allowlist_var("TLS1_2_VERSION|TLS1_3_VERSION|SSL_MAX_SSL_SESSION_ID_LENGTH")

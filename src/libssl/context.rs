@@ -7,7 +7,7 @@
 use super::types::*;
 use super::{table, table::with_method, Session};
 use crate::cache::{Key, Session as _};
-use libc::{c_char, c_int, c_long, c_void};
+use libc::{c_char, c_int, c_long};
 use std::cell::Cell;
 use std::ptr::{null_mut, NonNull};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering::Relaxed};
@@ -285,37 +285,13 @@ impl Hooks {
     }
 }
 
-/// The index of the SSL ex_data in which [`switch`] keeps the context that an SSL was made with.
-fn switched_index() -> c_int {
-    use once_cell::race::OnceNonZeroUsize;
-    static INDEX: OnceNonZeroUsize = OnceNonZeroUsize::new();
-    const SSL_CLASS: c_int = 0; // CRYPTO_EX_INDEX_SSL
-    let index = INDEX.get_or_init(|| {
-        // SAFETY: no argument is kept but `forget_in_copy`, which lives as long as the process.
-        let index = unsafe {
-            (table().CRYPTO_get_ex_new_index)(SSL_CLASS, 0, null_mut(), null_mut(), Some(forget_in_copy), null_mut())
-        };
-        std::num::NonZeroUsize::new(usize::try_from(index).map_or(usize::MAX, |index| index + 1))
-            .unwrap_or(std::num::NonZeroUsize::MAX)
-    });
-    c_int::try_from(index.get() - 1).unwrap_or(-1)
-}
-
-/// SSL_dup makes the copy with the context that is current: what was noted of the original is not true of it.
-unsafe extern "C" fn forget_in_copy(
-    _to: *mut CRYPTO_EX_DATA,
-    _from: *const CRYPTO_EX_DATA,
-    from_data: *mut *mut c_void,
-    _index: c_int,
-    _argl: c_long,
-    _argp: *mut c_void,
-) -> c_int {
-    if !from_data.is_null() {
-        // SAFETY: libssl passes the address of the copied value.
-        unsafe { *from_data = null_mut() };
-    }
-    1
-}
+/// The place in an SSL's ex_data where [`switch`] keeps the context that the SSL was made with.
+///
+/// It is not one that libssl gave out: each library context counts its places by itself, and OSSL_LIB_CTX_set0_default
+/// changes the counter, so that a place given out here may be the program's there. It is beyond what programs
+/// ask for, and costs a connection that changes over 2 kB. SSL_dup copies what was given out only, which
+/// is right: the copy is made with the context that is current.
+const MADE_WITH: c_int = 255;
 
 /// Until a first SSL_set_SSL_CTX, no connection need be asked.
 static EVER_SWITCHED: AtomicBool = AtomicBool::new(false);
@@ -327,11 +303,10 @@ static EVER_SWITCHED: AtomicBool = AtomicBool::new(false);
 pub unsafe fn switch(ssl: *mut SSL, ctx: *mut SSL_CTX) -> *mut SSL_CTX {
     // SAFETY: by the caller's promise. The value noted is an address that is compared, never followed by us.
     unsafe {
-        let index = switched_index();
         let current = (table().SSL_get_SSL_CTX)(ssl);
-        if index >= 0 && current != ctx && (table().SSL_get_ex_data)(ssl, index).is_null() {
+        if current != ctx && (table().SSL_get_ex_data)(ssl, MADE_WITH).is_null() {
             EVER_SWITCHED.store(true, Relaxed);
-            (table().SSL_set_ex_data)(ssl, index, current.cast());
+            (table().SSL_set_ex_data)(ssl, MADE_WITH, current.cast());
         }
         (table().SSL_set_SSL_CTX)(ssl, ctx)
     }
@@ -349,7 +324,7 @@ pub unsafe fn of_connection(ssl: *const SSL) -> (*mut SSL_CTX, *mut SSL_CTX) {
         if !EVER_SWITCHED.load(Relaxed) {
             return (current, null_mut());
         }
-        match (table().SSL_get_ex_data)(ssl, switched_index()) {
+        match (table().SSL_get_ex_data)(ssl, MADE_WITH) {
             made_with if made_with.is_null() => (current, null_mut()),
             made_with => (made_with.cast(), current),
         }

@@ -10,17 +10,6 @@ pub type RemoveCallback = Option<unsafe extern "C" fn(*mut SSL_CTX, *mut SSL_SES
 pub type GetCallback = Option<unsafe extern "C" fn(*mut SSL, *const c_uchar, c_int, *mut c_int) -> *mut SSL_SESSION>;
 /// GEN_SESSION_CB
 pub type Generator = Option<unsafe extern "C" fn(*mut SSL, *mut c_uchar, *mut c_uint) -> c_int>;
-/// CRYPTO_EX_dup; `from_data` is a `void **` from 3.0 on, a `void *` to the same in 1.1.1.
-pub type ExDup = Option<
-    unsafe extern "C" fn(
-        *mut CRYPTO_EX_DATA,
-        *const CRYPTO_EX_DATA,
-        *mut *mut c_void,
-        c_int,
-        libc::c_long,
-        *mut c_void,
-    ) -> c_int,
->;
 /// OPENSSL_LH_HASHFUNC and its like
 pub type Hash = unsafe extern "C" fn(*const c_void) -> libc::c_ulong;
 pub type Compare = unsafe extern "C" fn(*const c_void, *const c_void) -> c_int;
