@@ -5,6 +5,7 @@
 
 use super::types::{SSL, SSL_CTX, X509};
 use super::{is_3_or_later, table, Ctx};
+use crate::log;
 use libc::{c_int, c_long, c_void};
 use std::ptr::{null_mut, NonNull};
 use std::sync::atomic::{
@@ -12,6 +13,7 @@ use std::sync::atomic::{
     Ordering::{Acquire, Relaxed, Release},
 };
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 const DIGEST: usize = 32;
 
@@ -64,11 +66,10 @@ impl Service {
         let outline = outline(ctx.as_ptr());
         if self.outline.load(Acquire) != outline {
             let mut details = self.details();
-            let digest = digest(ctx.as_ptr(), &details.id_context);
+            let identity = quietly(|| digest(ctx.as_ptr(), &details.id_context)).unwrap_or_else(nobody_else);
             details.certificate = certificate(ctx.as_ptr());
-            let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| digest[at * 8 + byte]));
-            self.identity[0].store(word(0), Relaxed);
-            self.identity[1].store(word(1), Relaxed);
+            self.identity[0].store(identity[0], Relaxed);
+            self.identity[1].store(identity[1], Relaxed);
             self.outline.store(outline, Release);
         }
         self.identity.each_ref().map(|word| word.load(Relaxed))
@@ -122,18 +123,37 @@ fn certificate(ctx: *mut SSL_CTX) -> Option<Certificate> {
     }
 }
 
-fn digest(ctx: *mut SSL_CTX, id_context: &[u8]) -> [u8; DIGEST] {
+/// Where it fails, that is no error of the program's.
+fn quietly<T>(work: impl FnOnce() -> T) -> T {
+    // SAFETY: marks in the error queue of this thread have no preconditions.
+    unsafe { (table().ERR_set_mark)() };
+    let result = work();
+    // SAFETY: as above.
+    unsafe { (table().ERR_pop_to_mark)() };
+    result
+}
+
+/// The identity of a context that cannot be told from others: it shares with those who were forked from this process.
+fn nobody_else() -> [u64; 2] {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    log::once(format_args!("the default library context has no SHA-256: sessions are not shared between programs"));
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    [since.as_nanos() as u64, u64::from(std::process::id()) << 32 | NEXT.fetch_add(1, Relaxed)]
+}
+
+/// `None` where SHA-256 is not to be had: the default library context may have no provider of it.
+fn digest(ctx: *mut SSL_CTX, id_context: &[u8]) -> Option<[u64; 2]> {
     // Sessions of 1.1.1 and of later versions are not written alike.
     let mut all = vec![1, if is_3_or_later() { 3 } else { 1 }, id_context.len() as u8];
     all.extend_from_slice(id_context);
     // SAFETY: the context is alive.
     let verify = unsafe { (table().SSL_CTX_get_verify_mode)(ctx) };
     all.extend_from_slice(&verify.to_le_bytes());
+    let mut complete = true;
     let mut add = |sha256: &dyn Fn(*mut u8) -> c_int| {
         let mut one = [0; DIGEST];
-        if sha256(one.as_mut_ptr()) == 1 {
-            all.extend_from_slice(&one);
-        }
+        complete &= sha256(one.as_mut_ptr()) == 1;
+        all.extend_from_slice(&one);
     };
     let table = table();
     // SAFETY: what is digested is alive, and the place for the digest as long as SHA-256's.
@@ -159,9 +179,11 @@ fn digest(ctx: *mut SSL_CTX, id_context: &[u8]) -> [u8; DIGEST] {
     // SAFETY: `all` has `len` bytes, `digest` as many as SHA-256 writes.
     unsafe {
         let (md, engine) = ((table.EVP_sha256)(), null_mut());
-        (table.EVP_Digest)(all.as_ptr().cast(), all.len(), digest.as_mut_ptr(), null_mut(), md, engine);
+        let result = (table.EVP_Digest)(all.as_ptr().cast(), all.len(), digest.as_mut_ptr(), null_mut(), md, engine);
+        complete &= result == 1;
     }
-    digest
+    let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| digest[at * 8 + byte]));
+    complete.then(|| [word(0), word(1)])
 }
 
 /// A connection of the context that is never used, but for the certificates it has (one for each kind of key): going
@@ -170,15 +192,12 @@ struct Probe(NonNull<SSL>);
 
 impl Probe {
     fn new(ctx: *mut SSL_CTX) -> Option<Probe> {
-        // SAFETY: the context is alive. Where it fails, that is no error of the program's.
+        // SAFETY: the context is alive.
         unsafe {
             if (table().SSL_CTX_get0_certificate)(ctx).is_null() {
                 return None;
             }
-            (table().ERR_set_mark)();
-            let probe = (table().SSL_new)(ctx);
-            (table().ERR_pop_to_mark)();
-            NonNull::new(probe).map(Probe)
+            NonNull::new((table().SSL_new)(ctx)).map(Probe)
         }
     }
 
