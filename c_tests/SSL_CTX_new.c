@@ -661,53 +661,160 @@ static void *of_libssl(const char *name)
     return NULL;
 }
 
-static int past_calls;
+/* ---- set past the preload: a program that finds libssl's functions by itself ---- */
+
+enum { PAST_NEW = 1, PAST_GET = 2, PAST_REMOVE = 4, PAST_MODE = 8, PAST_SIZE = 16 };
+
+static struct { int new, get, remove, usual_new, usual_get; } calls;
+
+static int usual_new_cb(SSL *ssl, SSL_SESSION *session)
+{
+    (void)ssl, (void)session;
+    calls.usual_new++;
+    return 0;
+}
+
+static SSL_SESSION *usual_get_cb(SSL *ssl, const unsigned char *id, int length, int *copy)
+{
+    (void)ssl, (void)id, (void)length, (void)copy;
+    calls.usual_get++;
+    return NULL;
+}
 
 static int past_new_cb(SSL *ssl, SSL_SESSION *session)
 {
     (void)ssl;
-    past_calls++;
+    calls.new++;
     SSL_SESSION_free(session);
     return 1;
 }
 
-/* A program that finds libssl's functions by itself sets a callback where Reprise does not see it. */
-static void CB1_callback_set_past_the_preload(void **state)
+static SSL_SESSION *past_get_cb(SSL *ssl, const unsigned char *id, int length, int *copy)
+{
+    (void)ssl, (void)id, (void)length, (void)copy;
+    calls.get++;
+    return NULL;
+}
+
+static void past_remove_cb(SSL_CTX *ctx, SSL_SESSION *session)
+{
+    (void)ctx, (void)session;
+    calls.remove++;
+}
+
+static void set_past(SSL_CTX *ctx, int what)
 {
     void (*set_new_cb)(SSL_CTX *, int (*)(SSL *, SSL_SESSION *)) = NULL;
-    SSL_CTX *server = server_ctx(TLS1_2_VERSION), *client = client_ctx(TLS1_2_VERSION);
-    SSL_SESSION *before, *after;
+    void (*set_get_cb)(SSL_CTX *, SSL_SESSION *(*)(SSL *, const unsigned char *, int, int *)) = NULL;
+    void (*set_remove_cb)(SSL_CTX *, void (*)(SSL_CTX *, SSL_SESSION *)) = NULL;
+    long (*ctrl)(SSL_CTX *, int, long, void *) = NULL;
+
+    *(void **)&set_new_cb = of_libssl("SSL_CTX_sess_set_new_cb");
+    *(void **)&set_get_cb = of_libssl("SSL_CTX_sess_set_get_cb");
+    *(void **)&set_remove_cb = of_libssl("SSL_CTX_sess_set_remove_cb");
+    *(void **)&ctrl = of_libssl("SSL_CTX_ctrl");
+    assert_true(set_new_cb != NULL && set_get_cb != NULL && set_remove_cb != NULL && ctrl != NULL);
+    if (what & PAST_NEW)
+        set_new_cb(ctx, past_new_cb);
+    if (what & PAST_GET)
+        set_get_cb(ctx, past_get_cb);
+    if (what & PAST_REMOVE)
+        set_remove_cb(ctx, past_remove_cb);
+    if (what & PAST_MODE)
+        ctrl(ctx, SSL_CTRL_SET_SESS_CACHE_MODE, SSL_SESS_CACHE_BOTH, NULL);
+    if (what & PAST_SIZE)
+        ctrl(ctx, SSL_CTRL_SET_SESS_CACHE_SIZE, 50, NULL);
+}
+
+/*
+ * Everything is as on stock from then on: what was set either way counts, and no cached session is lost, not for the
+ * connection either that notices.
+ */
+static void CB1_set_past_the_preload(void **state)
+{
+    static const struct { const char *name; int what; } cases[] = {
+        { "new_cb", PAST_NEW }, { "get_cb", PAST_GET }, { "remove_cb", PAST_REMOVE },
+        { "two callbacks", PAST_NEW | PAST_REMOVE }, { "three callbacks", PAST_NEW | PAST_GET | PAST_REMOVE },
+        { "the mode", PAST_MODE }, { "the size", PAST_SIZE },
+        { "everything", PAST_NEW | PAST_GET | PAST_REMOVE | PAST_MODE | PAST_SIZE },
+    };
+
+    static const char all[] = "by who was there: 1, from before: 1, from after: 1";
+    static const char but_one[] = "by who was there: 0, from before: 1, from after: 1"; /* it calls nothing of Reprise's */
 
     (void)state;
-    *(void **)&set_new_cb = of_libssl("SSL_CTX_sess_set_new_cb");
-    assert_non_null(set_new_cb);
-    SSL_CTX_set_options(server, SSL_OP_NO_TICKET);
-    SSL_CTX_sess_set_cache_size(server, 100);
-    count_removals_of(server);
-    before = tls_session(client, server);
-    set_new_cb(server, past_new_cb);
-    past_calls = 0;
-    after = tls_session(client, server);
-    observe_int("CB1", "set past the preload: calls of it", past_calls, 1, 1);
-    observe_bool("CB1", "set past the preload: it is what is got",
-                 SSL_CTX_sess_get_new_cb(server) == past_new_cb, 1, 1);
-    observe_bool("CB1", "set past the preload: sessions of before and after are resumed",
-                 tls_resumes(client, server, before) && tls_resumes(client, server, after), 1, 1);
-    observe_int("CB1", "set past the preload: number", SSL_CTX_sess_number(server), 2, 2);
-    observe_int("CB1", "set past the preload: size", SSL_CTX_sess_get_cache_size(server), 100, 100);
-    observe_int("CB1", "set past the preload: mode", SSL_CTX_get_session_cache_mode(server), SSL_SESS_CACHE_SERVER,
-                SSL_SESS_CACHE_SERVER);
-    SSL_SESSION_free(before);
-    SSL_SESSION_free(after);
-    SSL_CTX_free(client);
-    SSL_CTX_free(server);
-    observe_int("CB1", "set past the preload: calls of remove_cb when freed", removed.count, 2, 2);
+    for EACH_KIND(k)
+        for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+            SSL_CTX *server = caching_server(k->version), *client = client_ctx(k->version);
+            SSL_SESSION *before, *prepared, *after, *removed_one;
+            int resumed[3], what = cases[i].what;
+            char name[100], seen[200], expected[200];
+            pair p;
+
+            SSL_CTX_sess_set_cache_size(server, 100);
+            SSL_CTX_sess_set_get_cb(server, usual_get_cb);
+            count_removals_of(server);
+            memset(&calls, 0, sizeof(calls));
+            before = tls_session(client, server);
+            prepared = tls_session(client, server);
+            p = tls_connect(client, server, NULL);
+            removed_one = SSL_get1_session(p.server);
+            tls_close(&p);
+            p = tls_prepare(client, server);
+            assert_int_equal(SSL_set_session(p.client, prepared), 1);
+            SSL_CTX_sess_set_new_cb(server, usual_new_cb);
+            set_past(server, what);
+
+            assert_true(tls_drive(&p));
+            resumed[0] = tls_resumed(&p);
+            tls_close(&p);
+            after = tls_session(client, server);
+            resumed[1] = tls_resumes(client, server, before);
+            resumed[2] = tls_resumes(client, server, after);
+            snprintf(name, sizeof(name), "%s set past the preload: resumed", cases[i].name);
+            snprintf(seen, sizeof(seen), "by who was there: %d, from before: %d, from after: %d", resumed[0], resumed[1],
+                     resumed[2]);
+            /* Where nothing of Reprise's is called any more, nobody can tell a connection that is there already. */
+            observe3("CB1", in(k, name), seen, what & PAST_GET ? but_one : all, what & PAST_GET ? but_one : all, all);
+
+            removed.count = 0;
+            assert_int_equal(SSL_CTX_remove_session(server, removed_one), 1);
+            snprintf(name, sizeof(name), "%s set past the preload: what is got and called", cases[i].name);
+            snprintf(seen, sizeof(seen), "new %s, get %s, remove %s, mode %#lx, size %ld",
+                     SSL_CTX_sess_get_new_cb(server) == past_new_cb && calls.new > 0 ? "past"
+                     : SSL_CTX_sess_get_new_cb(server) == usual_new_cb && calls.new == 0 ? "usual" : "?",
+                     SSL_CTX_sess_get_get_cb(server) == past_get_cb ? "past"
+                     : SSL_CTX_sess_get_get_cb(server) == usual_get_cb && calls.get == 0 ? "usual" : "?",
+                     SSL_CTX_sess_get_remove_cb(server) == past_remove_cb && calls.remove > 0 ? "past"
+                     : SSL_CTX_sess_get_remove_cb(server) == on_remove && removed.count == 1 ? "usual" : "?",
+                     SSL_CTX_get_session_cache_mode(server), SSL_CTX_sess_get_cache_size(server));
+            snprintf(expected, sizeof(expected), "new %s, get %s, remove %s, mode %#x, size %d",
+                     what & PAST_NEW ? "past" : "usual", what & PAST_GET ? "past" : "usual",
+                     what & PAST_REMOVE ? "past" : "usual",
+                     what & PAST_MODE ? SSL_SESS_CACHE_BOTH : SSL_SESS_CACHE_SERVER,
+                     what & PAST_SIZE ? 50 : 100);
+            observe_same("CB1", in(k, name), seen, expected);
+
+            snprintf(name, sizeof(name), "%s set past the preload: number", cases[i].name);
+            if (!(what & PAST_GET))
+                observe_same("CB1", in(k, name), number(SSL_CTX_sess_number(server)),
+                             k->version == TLS1_3_VERSION ? "6" : "3");
+            SSL_CTX_flush_sessions(server, 0);
+            snprintf(name, sizeof(name), "%s set past the preload: resumed after a flush", cases[i].name);
+            observe_int("CB1", in(k, name), tls_resumes(client, server, after), 0, 0);
+            SSL_SESSION_free(before);
+            SSL_SESSION_free(prepared);
+            SSL_SESSION_free(after);
+            SSL_SESSION_free(removed_one);
+            SSL_CTX_free(client);
+            SSL_CTX_free(server);
+        }
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        OBJECT_TEST(CB1_callback_set_past_the_preload),
+        OBJECT_TEST(CB1_set_past_the_preload),
         OBJECT_TEST(CB5_context_freed_before_its_connections),
         RULE_TEST(GET2_resuming_on_an_SSL_whose_context_was_freed),
         RULE_TEST(GET2_sessions_outlive_their_context),

@@ -15,7 +15,10 @@ unsafe extern "C" fn new(ssl: *mut SSL, session: *mut SSL_SESSION) -> c_int {
     border(0, || {
         // SAFETY: libssl passes a live connection and a live session, whose reference it frees if we return 0.
         let (connection, session) = unsafe { (Connection::borrow(ssl)?, Session::borrow(session)?) };
-        Some(Context::of(&connection)?.negotiated(&connection, &session).into())
+        let context = Context::of(&connection)?;
+        let keeps = context.negotiated(&connection, &session);
+        context.lost(HOOKS); // QUIC makes a server's connections without SSL_new
+        Some(keeps.into())
     })
 }
 
@@ -28,8 +31,10 @@ unsafe extern "C" fn get(ssl: *mut SSL, id: *const c_uchar, length: c_int, copy:
             (Connection::borrow(ssl)?, std::slice::from_raw_parts(id, usize::try_from(length).ok()?))
         };
         let context = Context::of(&connection)?;
+        // Before the context goes back to libssl: what is cached is found once more.
+        let found = context.lookup(&connection, id);
         context.lost(HOOKS);
-        Some(context.lookup(&connection, id)?.into_ptr())
+        Some(found?.into_ptr())
     })
 }
 

@@ -142,7 +142,8 @@ impl Context {
                 self.cache().clear(&mut |session| sessions.push(session));
             }
             self.counters.end();
-            ctx.hand_back(hooks, program, self.mode(), self.size() as c_long, sessions);
+            let told = self.effective(self.mode());
+            ctx.hand_back(hooks, program, told, self.mode(), self.size() as c_long, sessions);
             log::once(format_args!("callbacks of an SSL_CTX were set past Reprise: libssl caches its sessions again"));
         }
         true

@@ -232,18 +232,27 @@ impl Ctx {
         }
     }
 
-    /// Whether all three hooks are still those that `take_over` installed.
+    /// Whether all three hooks are still those that `take_over` installed, and libssl's own cache is switched off.
     pub fn has(self, hooks: Hooks) -> bool {
         self.installed().addresses() == hooks.addresses()
+            && self.own(SSL_CTRL_GET_SESS_CACHE_MODE) as u32 & OWN_MODE == OWN_MODE
+            && self.own(SSL_CTRL_GET_SESS_CACHE_SIZE) == 0
+    }
+
+    /// What libssl has for itself.
+    fn own(self, command: u32) -> c_long {
+        // SAFETY: the context is alive; these commands read a number and call nothing.
+        unsafe { (table().SSL_CTX_ctrl)(self.as_ptr(), command as c_int, 0, null_mut()) }
     }
 
     /// Undoes `take_over`: libssl caches again, as the program told us or libssl behind our back, and has `sessions`.
-    pub fn hand_back(self, hooks: Hooks, program: Hooks, mode: u32, size: c_long, sessions: Vec<Session>) {
+    /// `told` is the mode that `set_mode` was last given, `mode` the program's.
+    pub fn hand_back(self, hooks: Hooks, program: Hooks, told: u32, mode: u32, size: c_long, sessions: Vec<Session>) {
         let now = self.installed();
         let (ours, own) = (hooks.addresses(), now.addresses());
-        let untouched_mode =
-            self.control(SSL_CTRL_GET_SESS_CACHE_MODE, 0) == c_long::from(mode & SSL_SESS_CACHE_BOTH | OWN_MODE);
-        let untouched_size = self.control(SSL_CTRL_GET_SESS_CACHE_SIZE, 0) == 0;
+        let own_mode = self.own(SSL_CTRL_GET_SESS_CACHE_MODE);
+        let untouched_mode = own_mode == c_long::from(told & SSL_SESS_CACHE_BOTH | OWN_MODE);
+        let untouched_size = self.own(SSL_CTRL_GET_SESS_CACHE_SIZE) == 0;
         let _inside = Inside::enter(self);
         // SAFETY: the context and the sessions are alive; the callbacks are the program's.
         unsafe {
@@ -260,12 +269,11 @@ impl Ctx {
             if untouched_size {
                 self.control(SSL_CTRL_SET_SESS_CACHE_SIZE, size);
             }
+            self.control(SSL_CTRL_SET_SESS_CACHE_MODE, c_long::from(OWN_MODE)); // UPDATE_TIME would make them younger
             for session in sessions {
                 (table().SSL_CTX_add_session)(self.as_ptr(), session.as_ptr());
             }
-            if untouched_mode {
-                self.control(SSL_CTRL_SET_SESS_CACHE_MODE, c_long::from(mode));
-            }
+            self.control(SSL_CTRL_SET_SESS_CACHE_MODE, if untouched_mode { mode.into() } else { own_mode });
         }
     }
 }
@@ -292,6 +300,7 @@ impl Hooks {
 /// ask for, and costs a connection that changes over 2 kB. SSL_dup copies what was given out only, which
 /// is right: the copy is made with the context that is current.
 const MADE_WITH: c_int = 255;
+const SSL_CLASS: c_int = 0; // CRYPTO_EX_INDEX_SSL
 
 /// Until a first SSL_set_SSL_CTX, no connection need be asked.
 static EVER_SWITCHED: AtomicBool = AtomicBool::new(false);
@@ -305,7 +314,10 @@ pub unsafe fn switch(ssl: *mut SSL, ctx: *mut SSL_CTX) -> *mut SSL_CTX {
     unsafe {
         let current = (table().SSL_get_SSL_CTX)(ssl);
         if current != ctx && (table().SSL_get_ex_data)(ssl, MADE_WITH).is_null() {
-            EVER_SWITCHED.store(true, Relaxed);
+            if !EVER_SWITCHED.swap(true, Relaxed) {
+                // SSL_dup fails for an SSL that has ex_data where no place was ever given out.
+                (table().CRYPTO_get_ex_new_index)(SSL_CLASS, 0, null_mut(), null_mut(), null_mut(), null_mut());
+            }
             (table().SSL_set_ex_data)(ssl, MADE_WITH, current.cast());
         }
         (table().SSL_set_SSL_CTX)(ssl, ctx)

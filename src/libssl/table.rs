@@ -138,6 +138,7 @@ functions! {
         i2d_SSL_SESSION(session: *const SSL_SESSION, out: *mut *mut c_uchar) -> c_int = 0;
         d2i_SSL_SESSION(into: *mut *mut SSL_SESSION, from: *mut *const c_uchar, length: c_long) -> *mut SSL_SESSION = ptr::null_mut();
         TLS_method() -> *const SSL_METHOD = ptr::null();
+        CRYPTO_get_ex_new_index(class: c_int, argl: c_long, argp: *mut c_void, new: *mut c_void, dup: *mut c_void, free: *mut c_void) -> c_int = -1;
         OPENSSL_LH_new(hash: Option<Hash>, compare: Option<Compare>) -> *mut c_void = ptr::null_mut();
         OPENSSL_LH_insert(table: *mut c_void, data: *mut c_void) -> *mut c_void = ptr::null_mut();
         OPENSSL_LH_free(table: *mut c_void);
