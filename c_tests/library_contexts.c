@@ -274,9 +274,10 @@ static int changes_over(void *arg)
         const world *w = round == 0 ? &one : &other;
         SSL_CTX *client = client_of(w, TLS1_2_VERSION), *first = server_of(w, TLS1_2_VERSION);
         SSL_SESSION *offer = NULL;
+        OSSL_LIB_CTX *usual;
         int index, resumed;
 
-        OSSL_LIB_CTX_set0_default(w->library);
+        usual = OSSL_LIB_CTX_set0_default(w->library);
         switch_to = server_of(w, TLS1_2_VERSION);
         SSL_CTX_set_tlsext_servername_callback(first, on_servername);
         if (round == 0) {
@@ -297,7 +298,10 @@ static int changes_over(void *arg)
         SSL_CTX_free(switch_to);
         SSL_CTX_free(first);
         SSL_CTX_free(client);
+        OSSL_LIB_CTX_set0_default(usual);
     }
+    end(&one);
+    end(&other);
     return wrong;
 }
 

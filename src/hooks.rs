@@ -17,7 +17,7 @@ unsafe extern "C" fn new(ssl: *mut SSL, session: *mut SSL_SESSION) -> c_int {
         let (connection, session) = unsafe { (Connection::borrow(ssl)?, Session::borrow(session)?) };
         let context = Context::of(&connection)?;
         let keeps = context.negotiated(&connection, &session);
-        context.lost(HOOKS); // QUIC makes a server's connections without SSL_new
+        context.lost(HOOKS, 0); // QUIC makes a server's connections without SSL_new
         Some(keeps.into())
     })
 }
@@ -33,7 +33,7 @@ unsafe extern "C" fn get(ssl: *mut SSL, id: *const c_uchar, length: c_int, copy:
         let context = Context::of(&connection)?;
         // Before the context goes back to libssl: what is cached is found once more.
         let found = context.lookup(&connection, id);
-        context.lost(HOOKS);
+        context.lost(HOOKS, found.is_some().into());
         Some(found?.into_ptr())
     })
 }

@@ -42,7 +42,7 @@ pub unsafe extern "C" fn SSL_CTX_new_ex(
 #[no_mangle]
 pub unsafe extern "C" fn SSL_new(ctx: *mut SSL_CTX) -> *mut SSL {
     border(null_mut(), || {
-        let context = ours(ctx).filter(|context| !context.lost(HOOKS));
+        let context = ours(ctx).filter(|context| !context.lost(HOOKS, 0));
         if let Some(context) = context {
             context.connection();
         }

@@ -4,7 +4,7 @@
 //! reprise.h calls the functions.
 
 use super::{border, ours};
-use crate::context::Context;
+use crate::context::{registry, Context};
 use crate::libssl::table_of;
 use crate::libssl::types::*;
 use libc::{c_int, c_long, c_void};
@@ -22,9 +22,22 @@ pub unsafe extern "C" fn SSL_CTX_ctrl(ctx: *mut SSL_CTX, cmd: c_int, larg: c_lon
             Ok(command) => ours(ctx).and_then(|context| control(context, command, larg)),
             Err(_) => None,
         };
-        // SAFETY: by the caller's promise.
-        Some(answer.unwrap_or_else(|| unsafe { (table_of(ctx).SSL_CTX_ctrl)(ctx, cmd, larg, parg) }))
+        Some(answer.unwrap_or_else(|| {
+            // SAFETY: by the caller's promise.
+            let answer = unsafe { (table_of(ctx).SSL_CTX_ctrl)(ctx, cmd, larg, parg) };
+            answer + correction(ctx, cmd)
+        }))
     })
+}
+
+/// What libssl's counters lack in an SSL_CTX that was handed back.
+fn correction(ctx: *mut SSL_CTX, command: c_int) -> c_long {
+    match u32::try_from(command) {
+        Ok(command @ SSL_CTRL_SESS_NUMBER..=SSL_CTRL_SESS_CACHE_FULL) => {
+            registry::retired(ctx).map_or(0, |context| context.correction(command))
+        }
+        _ => 0,
+    }
 }
 
 /// `None` for a command that is not the session cache's.

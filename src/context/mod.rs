@@ -18,7 +18,7 @@ use counters::{Count, Counters};
 use smallvec::SmallVec;
 use spent::Spent;
 use std::ffi::{c_long, c_void};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub struct Context {
@@ -52,7 +52,12 @@ pub struct Context {
     sweep: parking_lot::Mutex<Sweep>,
     /// What SSL_CTX_sessions last returned, which the program may still read.
     table: Mutex<Option<SessionTable>>,
+    /// By how much libssl's counters of `UNLIKE` were wrong when the SSL_CTX was handed back.
+    corrections: [AtomicI64; UNLIKE.len()],
 }
+
+/// What libssl counts otherwise while the cache is ours: each hit is one of a callback to it.
+const UNLIKE: [u32; 3] = [SSL_CTRL_SESS_CB_HIT, SSL_CTRL_SESS_MISSES, SSL_CTRL_SESS_CACHE_FULL];
 
 /// How far clearing expired sessions has come.
 #[derive(Default)]
@@ -86,6 +91,7 @@ impl Context {
             spent: Spent::new(),
             sweep: parking_lot::Mutex::default(),
             table: Mutex::new(None),
+            corrections: [const { AtomicI64::new(0) }; UNLIKE.len()],
         }
     }
 
@@ -127,10 +133,16 @@ impl Context {
     }
 
     /// A program that found libssl's functions by itself may have replaced our hooks: then libssl would cache half of what
-    /// it should and we the other half. Such a context goes back to libssl, whole. Whether it did.
-    pub fn lost(&self, hooks: Hooks) -> bool {
+    /// it should and we the other half. Such a context goes back to libssl, whole. Whether it did. `hits` that libssl is
+    /// about to count as its callback's are counted already.
+    pub fn lost(&self, hooks: Hooks, hits: c_long) -> bool {
         let Some(ctx) = self.ctx().filter(|ctx| !ctx.has(hooks) && !self.is_ending()) else { return false };
+        let corrections = UNLIKE.map(|command| self.statistic(command) - ctx.counter(command));
         if registry::retire(ctx.as_ptr()) {
+            for ((to, command), correction) in self.corrections.iter().zip(UNLIKE).zip(corrections) {
+                let counted = if command == SSL_CTRL_SESS_CB_HIT { hits } else { 0 };
+                to.store(correction - counted, Relaxed);
+            }
             self.closed.store(true, Relaxed);
             let program = Hooks {
                 new: self.new_callback.get(),
@@ -340,6 +352,12 @@ impl Context {
             SSL_CTRL_SESS_CACHE_FULL => own(Count::Evicted),
             _ => libssl(command),
         }
+    }
+
+    /// What to add to the value of libssl's own counter, after the SSL_CTX was handed back.
+    pub fn correction(&self, command: u32) -> c_long {
+        let place = UNLIKE.iter().position(|&unlike| unlike == command);
+        place.map_or(0, |place| self.corrections[place].load(Relaxed))
     }
 }
 

@@ -26,6 +26,8 @@ const RETIRED: usize = 2;
 struct Node {
     /// 0 when free.
     address: AtomicUsize,
+    /// Of the SSL_CTX that was handed back, as long as no other is known to have its address.
+    before: AtomicUsize,
     context: Context,
     next: OnceBox<Node>,
 }
@@ -61,10 +63,18 @@ pub fn all() -> impl Iterator<Item = &'static Context> {
 /// A context for `ctx`, prepared by `prepare` before anybody finds it; `None` if that fails.
 pub fn enter(ctx: *mut SSL_CTX, prepare: impl FnOnce(&'static Context) -> bool) -> Option<&'static Context> {
     USED.store(true, Relaxed);
+    for node in nodes(bucket(ctx as usize)) {
+        let _ = node.before.compare_exchange(ctx as usize, 0, AcqRel, Relaxed);
+    }
     let mut place = bucket(ctx as usize);
     let node = loop {
         let node = place.get_or_init(|| {
-            Box::new(Node { address: AtomicUsize::new(0), context: Context::new(), next: OnceBox::new() })
+            Box::new(Node {
+                address: AtomicUsize::new(0),
+                before: AtomicUsize::new(0),
+                context: Context::new(),
+                next: OnceBox::new(),
+            })
         });
         if node.address.compare_exchange(0, RESERVED, AcqRel, Relaxed).is_ok() {
             break node;
@@ -83,10 +93,20 @@ pub fn leave(ctx: *mut SSL_CTX) {
 
 /// The same for an SSL_CTX that lives on. Whether it was there: one caller only hears that.
 pub fn retire(ctx: *mut SSL_CTX) -> bool {
-    replace(ctx, RETIRED)
+    let node = replace(ctx, RETIRED);
+    if let Some(node) = node {
+        node.before.store(ctx as usize, Release);
+    }
+    node.is_some()
 }
 
-fn replace(ctx: *mut SSL_CTX, by: usize) -> bool {
+fn replace(ctx: *mut SSL_CTX, by: usize) -> Option<&'static Node> {
     let address = ctx as usize;
-    nodes(bucket(address)).any(|node| node.address.compare_exchange(address, by, AcqRel, Relaxed).is_ok())
+    nodes(bucket(address)).find(|node| node.address.compare_exchange(address, by, AcqRel, Relaxed).is_ok())
+}
+
+/// What was the context of an SSL_CTX that was handed back.
+pub fn retired(ctx: *mut SSL_CTX) -> Option<&'static Context> {
+    let address = ctx as usize;
+    nodes(bucket(address)).find(|node| address != 0 && node.before.load(Acquire) == address).map(|node| &node.context)
 }
