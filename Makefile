@@ -30,7 +30,7 @@ WARN    += -I$(LIBSSL)/include -Wno-deprecated-declarations
 TLS     := -L$(LIBSSL)/lib -Wl,-rpath,$(LIBSSL)/lib $(TLS)
 endif
 
-.PHONY: all setup header install check check-all check-rust check-c check-valgrind check-observed check-conformance \
+.PHONY: all setup setup-check header install check check-all check-rust check-c check-valgrind check-observed check-conformance \
         check-header observe conformance demo bench lint clean
 .DELETE_ON_ERROR:
 
@@ -38,6 +38,9 @@ all: $(LIBRARY)
 
 setup:
 	@tools/setup.sh
+
+setup-check:
+	@tools/setup.sh --check
 
 $(LIBRARY): $(SOURCES)
 	@tools/setup.sh
@@ -78,7 +81,7 @@ install: $(LIBRARY)
 
 # --- C tests ------------------------------------------------------------------------------------------------------
 
-$(OUT)/harness.o: c_tests/harness.c c_tests/harness.h | setup
+$(OUT)/harness.o: c_tests/harness.c c_tests/harness.h | setup-check
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(WARN) -c $< -o $@
 
@@ -119,10 +122,10 @@ conformance: observe
 # --- everything ---------------------------------------------------------------------------------------------------
 
 # Rust's tests come last: their closing line sums up.
-check: all check-header check-c check-conformance check-valgrind check-rust
+check: setup-check all check-header check-c check-conformance check-valgrind check-rust
 	@echo "make check: everything passed"
 
-check-rust: $(LIBRARY) target/server-stock target/server-reprise target/reconnect
+check-rust: setup-check $(LIBRARY) target/server-stock target/server-reprise target/reconnect
 	$(CARGO) test --release --locked
 
 # What takes longer, or needs a nightly Rust: other versions of libssl, data races, the model checker, fuzzing.
@@ -137,7 +140,7 @@ lint: setup
 
 # --- the example server, the demo, the benchmarks -------------------------------------------------------------------
 
-target/server-stock: examples/server.c | setup
+target/server-stock: examples/server.c | setup-check
 	$(CC) $(CFLAGS) $(WARN) $< -o $@ -lsqlite3 $(TLS)
 
 target/server-reprise: examples/server.c $(LIBRARY) $(HEADER)

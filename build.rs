@@ -12,6 +12,10 @@ fn main() {
     println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
 
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    // Rust's unwinder comes from a shared library, which every program under a preload would have to load: where the
+    // linker looks for it, it finds the static one.
+    std::fs::write(out.join("libgcc_s.so"), "GROUP(libgcc_eh.a libgcc.a)\n").expect("OUT_DIR is writable");
+    println!("cargo:rustc-link-search=native={}", out.display());
     bindgen::Builder::default()
         .header("src/libssl/wrapper.h")
         .allowlist_type("SSL|SSL_CTX|SSL_SESSION|SSL_METHOD|SSL_CIPHER|X509|ERR_STRING_DATA")

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs what building and testing need and is missing. Who is not root is told the one line to run.
+# Installs what building needs and is missing, with --check also what the tests do: the programs that run under Reprise.
+# Who is not root is told the one line to run.
 set -eu
 
 missing=
@@ -10,6 +11,7 @@ need() { # PACKAGE TEST...
 }
 header() { for folder in /usr/include /usr/include/x86_64-linux-gnu /usr/include/aarch64-linux-gnu /usr/local/include; do
     [ -e "$folder/$1" ] && return 0; done; return 1; }
+postgresql() { ls /usr/lib/postgresql/*/bin/postgres; }
 libclang() { ls /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so*; }
 
 need gcc            command -v cc
@@ -17,15 +19,25 @@ need g++            command -v c++
 need pkg-config     command -v pkg-config
 need libssl-dev     header openssl/ssl.h
 need libclang-dev   libclang
-need libcmocka-dev  header cmocka.h
-need libsqlite3-dev header sqlite3.h
 need openssl        command -v openssl
-need curl           command -v curl
-need valgrind       command -v valgrind
-need nginx-light    command -v nginx
-need apache2-bin    command -v /usr/sbin/apache2
 need python3        test -x /usr/bin/python3
 need binutils       command -v readelf
+if [ "${1:-}" = --check ]; then
+    need libcmocka-dev         header cmocka.h
+    need libsqlite3-dev        header sqlite3.h
+    need valgrind              command -v valgrind
+    need strace                command -v strace
+    need util-linux            command -v unshare
+    need nginx-light           command -v nginx
+    need apache2-bin           command -v /usr/sbin/apache2
+    need haproxy               command -v /usr/sbin/haproxy
+    need stunnel4              command -v stunnel
+    need postgresql            postgresql
+    need curl                  command -v curl
+    need libpython3-testsuite  /usr/bin/python3 -c 'import test.test_ssl'
+    need php-cli               command -v php
+    need libio-socket-ssl-perl perl -MIO::Socket::SSL -e 1
+fi
 
 if [ -n "$missing" ]; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
