@@ -214,7 +214,7 @@ static int count_unfresh(int rounds)
         SSL_CTX_sess_set_remove_cb(ctx, silent);
         SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF);
         SSL_CTX_sess_set_cache_size(ctx, 3);
-        unfresh += !SSL_CTX_add_session(ctx, session);
+        unfresh += !added(ctx, session);
         SSL_SESSION_free(session);
         SSL_CTX_free(ctx);
     }

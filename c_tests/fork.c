@@ -216,7 +216,7 @@ static int use_the_cache(SSL_CTX *ctx, SSL *ssl)
     long number = SSL_CTX_sess_number(ctx);
     int alone = !shared(); /* else the parent goes on adding and flushing */
 
-    if (number < 0 || !SSL_CTX_add_session(ctx, own))
+    if (number < 0 || !added(ctx, own))
         return 1;
     if (ssl != NULL && !has(ssl, own) && alone)
         return 2;

@@ -86,6 +86,10 @@ SSL_SESSION *made_session(int version, unsigned char fill);
 /* Is the session with this id in ctx's internal cache? Asked by SSL_has_matching_session_id. */
 int in_cache(SSL_CTX *ctx, int version, const SSL_SESSION *session);
 
+/* SSL_CTX_add_session, where other threads or processes are at work: one that must not wait long for them may refuse a
+ * session for a while in a shared cache, on a machine that is very busy. */
+int added(SSL_CTX *ctx, SSL_SESSION *session);
+
 /* Runs `f(arg)` in a forked child for at most `seconds`: "returns N", "deadlocks", or "crashes" (killed by a signal). */
 const char *in_child(int (*f)(void *), void *arg, unsigned seconds);
 

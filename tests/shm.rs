@@ -726,3 +726,17 @@ fn a_damaged_record_is_handed_to_nobody() {
     area.clear([0, 9], &mut |seen| assert!(seen.is_empty(), "handed out"));
     assert_eq!((area.sessions([0, 9]), area.info().count(Counter::Corrupt)), (0, 1));
 }
+
+/// In a chroot, or for another user, a file that is open here cannot be opened again.
+#[test]
+fn what_is_open_stays_in_use_when_its_file_is_out_of_reach() {
+    let folder = std::env::temp_dir().join(format!("reprise-reach-{}", std::process::id()));
+    std::fs::create_dir(&folder).unwrap();
+    let spec = Spec { size: 1 << 20, ..Spec::new(folder.join("cache").to_str().unwrap()).unwrap() };
+    let area = Area::open(&spec).unwrap();
+    std::fs::remove_dir_all(&folder).unwrap();
+    std::fs::write(&folder, "no folder any more").unwrap();
+    let again = Area::open(&spec);
+    std::fs::remove_file(&folder).unwrap();
+    assert!(std::ptr::eq(area, again.unwrap()));
+}

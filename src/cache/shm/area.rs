@@ -41,6 +41,16 @@ fn open_areas() -> impl Iterator<Item = &'static Area> {
 impl Area {
     /// The cache of this name, made if it is not there.
     pub fn open(spec: &Spec) -> Result<&'static Area, Error> {
+        Area::look_up(spec).or_else(|error| match error {
+            // Out of reach since, as in a chroot or for another user: what is mapped stays in use.
+            Error::Io(path, error) => open_areas()
+                .find(|area| area.path == path && area.store.constants.size == spec.size)
+                .ok_or(Error::Io(path, error)),
+            error => Err(error),
+        })
+    }
+
+    fn look_up(spec: &Spec) -> Result<&'static Area, Error> {
         /// Others make and remove the file at the same time; none of them takes long.
         const TRIES: usize = 500;
         let path = file::path(&spec.name)?;
