@@ -349,7 +349,7 @@ static void errors(void **state)
 {
     static const struct { const char *url, *part; } wrong[] = {
         { "", "no cache URL" }, { "shm:", "shm:" }, { "shm:a/b", "a/b" }, { "shm:x?size=1", "out of range" },
-        { "shm:x?size=lots", "lots" }, { "shm:x?colour=red", "colour" }, { "redis://x", "no cache URL" },
+        { "shm:x?size=lots", "lots" }, { "shm:x?colour=red", "colour" }, { "redis://x", "key is missing" },
     };
     SSL_CTX *ctx = service(TLS1_2_VERSION);
     char other_size[80];

@@ -3,7 +3,7 @@
 //!
 //! | variable | value |
 //! |---|---|
-//! | `REPRISE_CACHE` | `memory:` (default) or `shm:NAME?size=64M&keep=on` |
+//! | `REPRISE_CACHE` | `memory:` (default), `shm:NAME?size=64M&keep=on` or `redis://HOST/0?key=FILE`, see [`crate::cache::redis::url`] |
 //! | `REPRISE_SEMANTICS` | `documented` (default) or `stock` |
 //! | `REPRISE_TICKETS` | `as-is` (default) or `stateful` |
 //! | `REPRISE_INTERNAL` | `as-is` (default) or `always` |
@@ -12,6 +12,7 @@
 //! | `REPRISE_STATUS` | `on` (default) or `off`: whether `reprise status` sees the program, see [`crate::board`] |
 //! | `REPRISE_STATS` | a file that the processes of a program count into, see [`crate::totals`] |
 
+use crate::cache::redis::url::without_password;
 use crate::cache::shm::{Spec, LARGEST_SIZE, SMALLEST_SIZE};
 use crate::cache::Place;
 use once_cell::race::OnceBox;
@@ -113,6 +114,9 @@ impl FromStr for Place {
 
     /// The error is a sentence that names what is wrong with the URL.
     fn from_str(url: &str) -> Result<Place, String> {
+        if url.starts_with("redis") {
+            return Ok(Place::Redis(Box::new(url.parse()?)));
+        }
         let (place, query) = url.split_once('?').unwrap_or((url, ""));
         let parameters = query.split('&').filter(|parameter| !parameter.is_empty());
         let parameters = parameters.map(|parameter| parameter.split_once('=').unwrap_or((parameter, "")));
@@ -138,7 +142,7 @@ impl FromStr for Place {
                 }
                 Ok(Place::Shm(spec))
             }
-            _ => Err("it is no cache URL (use memory: or shm:NAME?size=64M)".into()),
+            _ => Err("it is no cache URL (use memory:, shm:NAME?size=64M or redis://HOST/0?key=FILE)".into()),
         }
     }
 }
@@ -199,6 +203,7 @@ impl Config {
         config.log = choose!("REPRISE_LOG", Log);
         config.cache = text("REPRISE_CACHE").map_or(Place::Memory, |url| {
             url.parse().unwrap_or_else(|error| {
+                let url = without_password(&url);
                 complaints.push(format!("REPRISE_CACHE={url:?}: {error}: each process caches for itself"));
                 Place::Memory
             })
@@ -321,7 +326,9 @@ mod tests {
             ("", "no cache URL"),
             ("web", "no cache URL"),
             ("shm", "no cache URL"),
-            ("redis:", "no cache URL"),
+            ("Redis://host", "no cache URL"),
+            ("redis:", "no URL of a Redis"),
+            ("redis://host", "key is missing"),
             ("memory:x", "no cache URL"),
             ("memory:?size=1M", "no parameter size"),
             ("shm:", "name"),

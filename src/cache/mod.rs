@@ -4,12 +4,16 @@
 //! No method calls `left` or drops a session while it holds a lock: both may run a stranger's code.
 
 pub mod memory;
+pub mod redis;
 pub mod shm;
 
 use std::fmt;
 
 /// Seconds since the epoch.
 pub type Seconds = i64;
+
+/// Who may resume each other's sessions: 128 bits that the same configuration makes in each process.
+pub type Service = [u64; 2];
 
 /// SSL_MAX_SSL_SESSION_ID_LENGTH
 const LONGEST: usize = 32;
@@ -141,7 +145,7 @@ pub trait Cache<S: Session>: Send + Sync {
         false
     }
     /// Tells a shared cache which of its sessions are meant from now on: those of contexts with the same identity.
-    fn set_service(&self, _identity: [u64; 2]) {}
+    fn set_service(&self, _identity: Service) {}
     /// Stops every change until the result is dropped: nothing is half-done in a process forked meanwhile.
     fn hold(&'static self) -> Box<dyn Held>;
 }
@@ -159,6 +163,8 @@ pub enum Place {
     Memory,
     /// In memory that the processes of a machine share.
     Shm(shm::Spec),
+    /// In a Redis that the machines of a fleet share.
+    Redis(Box<redis::url::Spec>),
 }
 
 impl fmt::Display for Place {
@@ -166,6 +172,7 @@ impl fmt::Display for Place {
         match self {
             Place::Memory => to.write_str("memory"),
             Place::Shm(spec) => write!(to, "shm:{}", spec.name),
+            Place::Redis(spec) => spec.fmt(to),
         }
     }
 }
@@ -178,6 +185,7 @@ pub fn open<S: Portable>(place: &Place) -> Result<Box<dyn Cache<S>>, String> {
             Ok(area) => Ok(Box::new(shm::Shm::new(area))),
             Err(error) => Err(error.to_string()),
         },
+        Place::Redis(_) => Err("not built yet".into()),
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::status::{age, aligned};
 use crate::{say, wrong_use, Done, Failure};
 use reprise::board::now;
+use reprise::cache::redis::{keys::Keys, url::without_password};
 use reprise::cache::shm::{self, Area, Error, Info, COUNTERS};
 use reprise::cache::Place;
 use std::fmt::Write;
@@ -39,10 +40,12 @@ pub enum Command {
 
 /// Makes sure that a program will find its cache, so that errors are said before it starts.
 pub fn prepare(url: &str) -> Result<(), Failure> {
-    let place: Place = url.parse().map_err(|error| wrong_use(format!("REPRISE_CACHE={url:?}: {error}")))?;
+    let place: Place =
+        url.parse().map_err(|error| wrong_use(format!("REPRISE_CACHE={:?}: {error}", without_password(url))))?;
     match place {
         Place::Memory => Ok(()),
         Place::Shm(spec) => Area::open(&spec).map(drop).map_err(|error| wrong_use(error.to_string())),
+        Place::Redis(spec) => Keys::read(&spec.key_file).map(drop).map_err(wrong_use),
     }
 }
 

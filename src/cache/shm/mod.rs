@@ -26,6 +26,7 @@ mod writer;
 #[cfg(test)]
 mod crash;
 
+pub use super::Service;
 use super::{Cache, Collision, Departure, Held, Inserted, Key, Portable, Seconds};
 pub use area::{leave, Area};
 use std::fmt;
@@ -34,9 +35,7 @@ use std::marker::PhantomData;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 pub use store::{LARGEST_SIZE, LONGEST, SMALLEST_SIZE};
-
-/// Who may resume each other's sessions: 128 bits that the same configuration makes in each process.
-pub type Service = [u64; 2];
+pub(super) use sys::effective_user;
 
 /// Which cache, and how it is to be.
 #[derive(Clone, PartialEq, Eq, Debug)]
