@@ -5,13 +5,14 @@ mod common;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{symlink, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{free_port, libreprise, openssl, program, reconnect, repository, run, text, Sandbox, Server, Stats};
+use reprise::cache::redis::keys::Keys;
 use reprise::cache::{shm, Collision, Inserted, Key};
 use serde_json::Value;
 
@@ -499,7 +500,7 @@ fn manual_pages_and_completions_come_from_the_same_source() {
         let (code, script, _) = ask(&["generate", "completions", shell]);
         assert!(code == 0 && script.contains("doctor"), "{shell}: {script}");
     }
-    for subcommand in ["run", "status", "doctor", "cache"] {
+    for subcommand in ["run", "status", "doctor", "cache", "keygen"] {
         let (code, help, _) = ask(&[subcommand, "--help"]);
         assert!(code == 0 && help.contains("Examples:\n  reprise "), "{help}");
     }
@@ -549,4 +550,112 @@ fn caches_are_listed_shown_emptied_and_removed() {
     let (code, _, said) = ask(&["cache", "show", name]);
     assert!(code == 1 && said.contains("is not there"), "{said}");
     assert_eq!(ask(&["cache", "rm", "../etc/passwd"]).0, 1);
+}
+
+// ---- keygen -----------------------------------------------------------------------------------------------------
+
+#[test]
+fn keygen_prints_a_fresh_line() {
+    let (code, line, _) = ask(&["keygen"]);
+    assert!(code == 0 && line.len() == 65 && line.ends_with('\n') && Keys::parse(&line).is_ok(), "{line}");
+    assert_ne!(ask(&["keygen"]).1, line);
+}
+
+/// A file goes from A to A B, to B A, to B; what else it says, its owner and its mode stay.
+#[test]
+fn keygen_takes_a_file_through_a_rotation() {
+    let sandbox = Sandbox::new();
+    let file = sandbox.file("key");
+    let path = file.to_str().unwrap();
+    let step = |step: &str| {
+        let (code, said, err) = ask(&["keygen", "--key-file", path, step]);
+        let content = fs::read_to_string(&file).unwrap();
+        let shown =
+            content.lines().filter(|line| !line.starts_with('#')).any(|key| format!("{said}{err}").contains(key));
+        assert!(!shown, "no key is shown: {said}{err}");
+        assert_eq!(fs::read_dir(sandbox.path()).unwrap().count(), 2, "nothing is left beside the file and its link");
+        (code, said + &err, content)
+    };
+    // As a deployment tool may have it.
+    let link = sandbox.file("link");
+    symlink(&file, &link).unwrap();
+    let (code, said, _) = ask(&["keygen", "--key-file", path]);
+    assert!(code == 0 && said.contains("has 1 key"), "{said}");
+    assert_eq!(fs::metadata(&file).unwrap().mode() & 0o7777, 0o600);
+    let a = fs::read_to_string(&file).unwrap();
+    let (code, _, said) = ask(&["keygen", "--key-file", path]);
+    assert!(code == 1 && said.contains("is there already"), "{said}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), a);
+    for alone in ["--rotate", "--retire"] {
+        let (code, said, content) = step(alone);
+        assert!(code == 1 && said.contains("one key only") && content == a, "{said}");
+    }
+
+    let a = a.trim();
+    fs::write(&file, format!("# fleet\n\n{a} # old")).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+    // SAFETY: geteuid has no preconditions.
+    let root = unsafe { libc::geteuid() } == 0;
+    if root {
+        std::os::unix::fs::chown(&file, None, Some(12345)).unwrap();
+    }
+    let (code, said, content) = step("--add");
+    let b = content.lines().last().unwrap().to_owned();
+    assert!(code == 0 && said.contains("has 2 keys"), "{said}");
+    assert_eq!(content, format!("# fleet\n\n{a} # old\n{b}\n"));
+    assert_eq!(step("--rotate").2, format!("# fleet\n\n{b}\n{a} # old\n"));
+    let (code, _, said) = ask(&["keygen", "--key-file", link.to_str().unwrap(), "--retire"]);
+    assert_eq!((code, said.as_str()), (0, ""));
+    assert_eq!(fs::read_to_string(&file).unwrap(), format!("# fleet\n\n{b}\n"));
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    let found = fs::metadata(&file).unwrap();
+    assert_eq!(found.mode() & 0o7777, 0o640);
+    assert!(!root || found.gid() == 12345);
+}
+
+#[test]
+fn keygen_refuses_what_it_cannot_do_safely() {
+    let sandbox = Sandbox::new();
+    let file = sandbox.file("key");
+    let path = file.to_str().unwrap();
+    let refused = |step: &str, says: &str| {
+        let before = fs::read(&file).ok();
+        let (code, _, said) = ask(&["keygen", "--key-file", path, step]);
+        assert!(code == 1 && said.contains(says) && said.lines().count() == 1, "{said}");
+        assert_eq!(fs::read(&file).ok(), before);
+    };
+    refused("--add", "No such file");
+    let (code, _, said) = ask(&["keygen", "--key-file", sandbox.file("no/key").to_str().unwrap()]);
+    assert!(code == 1 && said.contains("No such file"), "{said}");
+    let keys: String = (0..64).map(|_| Keys::generate() + "\n").collect();
+    fs::write(&file, keys).unwrap();
+    refused("--add", "its mode is 0644");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    refused("--add", "more than 64 keys");
+    fs::write(sandbox.file(".key.new"), "").unwrap();
+    refused("--rotate", "being changed by another command");
+    fs::remove_file(sandbox.file(".key.new")).unwrap();
+    fs::write(&file, "0123\n").unwrap();
+    refused("--add", "line 1: it has 4 hex digits");
+    assert!(!sandbox.file(".key.new").exists());
+    for wrong in [&["keygen", "--add"][..], &["keygen", "--key-file", path, "--add", "--rotate"]] {
+        assert_eq!(ask(wrong).0, 2);
+    }
+}
+
+/// A URL of a Redis is checked with its key file before the program starts, and what is said hides the password.
+#[test]
+fn run_checks_the_key_file_and_hides_the_password() {
+    let sandbox = Sandbox::new();
+    let file = sandbox.file("key");
+    let url = |more: &str| format!("redis://me:SECRET@127.0.0.1:1/0?key={}{more}", file.display());
+    let refused = |url: &str, says: &str| {
+        let (code, _, said) = ask(&["run", "--cache", url, "--", "true"]);
+        assert!(code == 2 && said.contains(says) && !said.contains("SECRET"), "{said}");
+    };
+    refused(&url(""), "No such file");
+    assert_eq!(ask(&["keygen", "--key-file", file.to_str().unwrap()]).0, 0);
+    refused(&url("&deadline=1h"), "redis://me:***@127.0.0.1:1/0");
+    refused(&url("&deadline=1h"), "deadline=\"1h\" is no time");
+    assert_eq!(ask(&["run", "--cache", &url(""), "--", "true"]).0, 0);
 }

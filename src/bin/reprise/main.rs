@@ -4,6 +4,7 @@ mod cache;
 mod doctor;
 mod elf;
 mod generate;
+mod keygen;
 mod run;
 mod status;
 
@@ -26,6 +27,7 @@ enum Command {
     Doctor(doctor::Args),
     #[command(subcommand)]
     Cache(cache::Command),
+    Keygen(keygen::Args),
     #[command(subcommand, hide = true)]
     Generate(generate::Command),
 }
@@ -56,6 +58,7 @@ fn main() {
         Command::Status(args) => status::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Cache(command) => cache::run(&command),
+        Command::Keygen(args) => keygen::run(&args),
         Command::Generate(command) => generate::run(&command, Cli::command()),
     };
     exit(done.unwrap_or_else(|Failure(code, message)| {
