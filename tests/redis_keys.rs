@@ -71,6 +71,11 @@ proptest! {
         let version = Key::new(key.version() ^ 1 << (bit % 32), key.id()).unwrap();
         prop_assert_eq!(keys.open(service, &version, &record), None, "another protocol version");
         prop_assert_eq!(keys.open(service, &other, &record).is_some(), other == key, "another session");
+        let mut id = key.id().to_vec();
+        if let Some(byte) = id.get_mut(bit as usize % 32) {
+            *byte ^= 1;
+            prop_assert_eq!(keys.open(service, &Key::new(key.version(), &id).unwrap(), &record), None, "another id");
+        }
         // Ids that only differ in zero bytes at their end.
         let mut longer = key.id().to_vec();
         longer.push(0);

@@ -13,3 +13,4 @@ PROPTEST_CASES=2 MIRIFLAGS='-Zmiri-disable-isolation -Zmiri-ignore-leaks' CARGO_
 command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
 cargo +nightly fuzz run cache -- -max_total_time=20 -len_control=0 -max_len=2048
 cargo +nightly fuzz run config -- -max_total_time=10
+cargo +nightly fuzz run sealed -- -max_total_time=10
