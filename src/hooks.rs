@@ -1,14 +1,16 @@
-//! The three functions that libssl calls on a context that was taken over: a session was negotiated, is wanted, or is
-//! condemned.
+//! The functions that libssl calls on a context that was taken over: a session was negotiated, is wanted, or is condemned,
+//! and where the cache issues ids of its own, one is needed.
 
 use crate::abi::border;
 use crate::context::{registry, Context};
-use crate::libssl::types::{SSL, SSL_CTX, SSL_SESSION};
+use crate::libssl::types::{Generator, SSL, SSL_CTX, SSL_SESSION};
 use crate::libssl::{context, Connection, Hooks, Session};
-use libc::{c_int, c_uchar};
+use libc::{c_int, c_uchar, c_uint};
 use std::ptr::null_mut;
 
 pub const HOOKS: Hooks = Hooks { new: Some(new), remove: Some(remove), get: Some(get) };
+/// For a context whose cache issues the ids.
+pub const GENERATE: Generator = Some(generate);
 
 /// A session was negotiated, and one reference to it comes along: 1 when the program keeps it.
 unsafe extern "C" fn new(ssl: *mut SSL, session: *mut SSL_SESSION) -> c_int {
@@ -54,4 +56,22 @@ unsafe extern "C" fn remove(ctx: *mut SSL_CTX, session: *mut SSL_SESSION) {
         }
         Some(())
     });
+}
+
+/// A server's new session needs an id (SSL_CTX_set_generate_session_id(3)): 1 when it has one.
+unsafe extern "C" fn generate(ssl: *mut SSL, id: *mut c_uchar, length: *mut c_uint) -> c_int {
+    border(0, || {
+        // SAFETY: libssl passes a live connection, and room for as many bytes as `length` says.
+        let (connection, room) = unsafe { (Connection::borrow(ssl)?, *length) };
+        let issued = Context::of(&connection)?.issue()?;
+        if (room as usize) < issued.len() {
+            return None;
+        }
+        // SAFETY: as above.
+        unsafe {
+            std::ptr::copy_nonoverlapping(issued.as_ptr(), id, issued.len());
+            *length = issued.len() as c_uint;
+        }
+        Some(1)
+    })
 }

@@ -2,6 +2,7 @@
 
 use super::{border, ours};
 use crate::context::Context;
+use crate::hooks::GENERATE;
 use crate::libssl::types::*;
 use crate::libssl::{context, elsewhere, generator, table, table_of, unclean, Connection};
 use libc::{c_int, c_uchar, c_uint};
@@ -99,7 +100,10 @@ pub unsafe extern "C" fn SSL_CTX_set_generate_session_id(ctx: *mut SSL_CTX, cb: 
         if ctx.is_null() {
             return None;
         }
-        let cb = if ours(ctx).is_some() { generator::wrap(cb, SSL_has_matching_session_id) } else { cb };
+        let cb = match ours(ctx) {
+            Some(context) => context.choose_generator(generator::wrap(cb, SSL_has_matching_session_id), GENERATE),
+            None => cb,
+        };
         // SAFETY: by the caller's promise.
         Some(unsafe { (table_of(ctx).SSL_CTX_set_generate_session_id)(ctx, cb) })
     })
@@ -118,7 +122,13 @@ pub unsafe extern "C" fn SSL_set_generate_session_id(ssl: *mut SSL, cb: Generato
             // SAFETY: by the caller's promise.
             return Some(unsafe { (other.SSL_set_generate_session_id)(ssl, cb) });
         }
-        let cb = if Context::of(&connection).is_some() { generator::wrap(cb, SSL_has_matching_session_id) } else { cb };
+        let cb = match Context::of(&connection) {
+            Some(context) => {
+                context.vouch_no_more();
+                generator::wrap(cb, SSL_has_matching_session_id)
+            }
+            None => cb,
+        };
         // SAFETY: by the caller's promise.
         Some(unsafe { (table().SSL_set_generate_session_id)(ssl, cb) })
     })

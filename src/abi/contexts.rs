@@ -2,7 +2,7 @@
 
 use super::{border, ours};
 use crate::context::Context;
-use crate::hooks::HOOKS;
+use crate::hooks::{GENERATE, HOOKS};
 use crate::libssl::context::{self, Make};
 use crate::libssl::types::*;
 use crate::libssl::{prepare_marker, table, table_of, Connection, Ctx};
@@ -93,7 +93,7 @@ unsafe fn made(make: Make) -> *mut SSL_CTX {
         // SAFETY: it was just made, or is NULL.
         if let Some(ctx) = unsafe { Ctx::new(made) } {
             prepare_marker(make);
-            Context::take_over(ctx, HOOKS);
+            Context::take_over(ctx, HOOKS, GENERATE);
         }
     }
     made

@@ -4,6 +4,7 @@ use super::border;
 use crate::config::{Internal, Semantics, Tickets, Unclean};
 use crate::context::counters::Count;
 use crate::context::{registry, Context};
+use crate::hooks::GENERATE;
 use crate::libssl::error::{raise, raise_in, raise_with, Error};
 use crate::libssl::table_of;
 use crate::libssl::types::SSL_CTX;
@@ -145,7 +146,7 @@ pub unsafe extern "C" fn reprise_ctx_set_cache(ctx: *mut SSL_CTX, url: *const c_
         }
         // SAFETY: by the caller's promise.
         let url = unsafe { CStr::from_ptr(url) }.to_string_lossy();
-        match url.parse().and_then(|place| context.set_cache(&place)) {
+        match url.parse().and_then(|place| context.set_cache(&place, GENERATE)) {
             Ok(()) => Some(1),
             Err(error) => {
                 raise_with(Error::Cache, &format!("{url}: {error}"));

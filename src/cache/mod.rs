@@ -16,10 +16,10 @@ pub type Seconds = i64;
 pub type Service = [u64; 2];
 
 /// SSL_MAX_SSL_SESSION_ID_LENGTH
-const LONGEST: usize = 32;
+pub const LONGEST: usize = 32;
 
 /// What a cached session is found by: protocol version and session id, as libssl compares them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Key {
     version: i32,
     length: u8,
@@ -146,6 +146,22 @@ pub trait Cache<S: Session>: Send + Sync {
     }
     /// Tells a shared cache which of its sessions are meant from now on: those of contexts with the same identity.
     fn set_service(&self, _identity: Service) {}
+    /// Whether the ids of new sessions shall vouch for themselves: `issue` makes such, and `refuses` tells others.
+    fn issues_ids(&self) -> bool {
+        false
+    }
+    /// Makes an id. `false` where none can be had.
+    fn issue(&self, _id: &mut [u8; LONGEST]) -> bool {
+        false
+    }
+    /// Whether no server that shares the cache can have issued this id.
+    fn refuses(&self, _id: &[u8]) -> bool {
+        false
+    }
+    /// How a cache on another machine is doing.
+    fn vitals(&self) -> Option<&redis::vitals::Vitals> {
+        None
+    }
     /// Stops every change until the result is dropped: nothing is half-done in a process forked meanwhile.
     fn hold(&'static self) -> Box<dyn Held>;
 }
@@ -185,13 +201,14 @@ pub fn open<S: Portable>(place: &Place) -> Result<Box<dyn Cache<S>>, String> {
             Ok(area) => Ok(Box::new(shm::Shm::new(area))),
             Err(error) => Err(error.to_string()),
         },
-        Place::Redis(_) => Err("not built yet".into()),
+        Place::Redis(spec) => Ok(Box::new(redis::Redis::open(spec)?)),
     }
 }
 
 /// This process ends: caches that are only kept while they are used may go.
 pub fn leave() {
     shm::leave();
+    redis::leave();
 }
 
 /// The locks of a cache; dropping it lets them go.

@@ -17,6 +17,7 @@ use caches::Caches;
 use counters::{Count, Counters};
 use smallvec::SmallVec;
 use spent::Spent;
+use std::cell::Cell;
 use std::ffi::{c_long, c_void};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -35,6 +36,10 @@ pub struct Context {
     tickets: AtomicU32,
     unclean: AtomicU32,
     internal: AtomicU32,
+    /// The program makes session ids itself.
+    has_generator: AtomicBool,
+    /// Every id that may be in the cache was issued by it: others need not be looked for.
+    vouching: AtomicBool,
     /// SSL_CTX_free has begun.
     ending: AtomicBool,
     /// Nothing is stored any more.
@@ -68,6 +73,11 @@ struct Sweep {
     share: usize,
 }
 
+thread_local! {
+    /// The id that the cache last issued on this thread.
+    static ISSUED: Cell<[u8; cache::LONGEST]> = const { Cell::new([0; cache::LONGEST]) };
+}
+
 impl Context {
     fn new() -> Context {
         Context {
@@ -80,6 +90,8 @@ impl Context {
             tickets: AtomicU32::new(0),
             unclean: AtomicU32::new(0),
             internal: AtomicU32::new(0),
+            has_generator: AtomicBool::new(false),
+            vouching: AtomicBool::new(false),
             ending: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             new_callback: Slot::<NewCallback>::empty(),
@@ -96,8 +108,8 @@ impl Context {
     }
 
     /// Takes over a new SSL_CTX: from now on the hooks and the exports find its context. Where there is no memory for
-    /// that, the SSL_CTX stays as libssl made it.
-    pub fn take_over(ctx: Ctx, hooks: Hooks) {
+    /// that, the SSL_CTX stays as libssl made it. Where its cache issues the ids, `generate` is what asks it for one.
+    pub fn take_over(ctx: Ctx, hooks: Hooks, generate: Generator) {
         let config = config::get();
         for complaint in config.complaints.iter().chain(totals::complaint()) {
             log::once(format_args!("{complaint}"));
@@ -123,6 +135,9 @@ impl Context {
                 let _ = context.caches.choose(&Place::Memory);
             }
             context.counters.set_cache(&context.caches.label());
+            context.has_generator.store(false, Relaxed);
+            context.vouching.store(false, Relaxed);
+            context.choose_ids(generate);
             context.set_semantics(config.semantics);
             context.set_mode(SSL_SESS_CACHE_SERVER);
             true
@@ -144,6 +159,9 @@ impl Context {
                 to.store(correction - counted, Relaxed);
             }
             self.closed.store(true, Relaxed);
+            if self.vouching.swap(false, Relaxed) {
+                ctx.set_generator(None);
+            }
             let program = Hooks {
                 new: self.new_callback.get(),
                 remove: self.remove_callback.get(),
@@ -230,11 +248,12 @@ impl Context {
 
     /// From now on the sessions are at `place`; those in this process's memory move there. The error is a sentence for a
     /// person, and then nothing has changed.
-    pub fn set_cache(&self, place: &Place) -> Result<(), String> {
+    pub fn set_cache(&self, place: &Place, generate: Generator) -> Result<(), String> {
         let mut moving = Vec::new();
         let before = self.caches.current();
         self.caches.choose(place)?;
         self.counters.set_cache(&self.caches.label());
+        self.choose_ids(generate);
         self.set_limit();
         if !before.is_shared() && !std::ptr::addr_eq(before, self.caches.current()) {
             before.clear(&mut |session| moving.push(session));
@@ -244,6 +263,43 @@ impl Context {
             self.store(session, Collision::Replace);
         }
         Ok(())
+    }
+
+    /// Who makes the ids: the program, or the cache where it wants to, or else libssl.
+    fn choose_ids(&self, generate: Generator) {
+        let issues = self.caches.current().issues_ids() && !self.has_generator.load(Relaxed);
+        if self.vouching.swap(issues, Relaxed) != issues {
+            if let Some(ctx) = self.ctx() {
+                ctx.set_generator(if issues { generate } else { None });
+            }
+        }
+    }
+
+    /// The program sets `generator` for the context, `None` for libssl's own: what to set instead.
+    pub fn choose_generator(&self, generator: Generator, generate: Generator) -> Generator {
+        self.has_generator.store(generator.is_some(), Relaxed);
+        let issues = generator.is_none() && self.caches.current().issues_ids();
+        self.vouching.store(issues, Relaxed);
+        if issues {
+            generate
+        } else {
+            generator
+        }
+    }
+
+    /// There are or will be sessions whose id the cache has not issued.
+    pub fn vouch_no_more(&self) {
+        self.vouching.store(false, Relaxed);
+    }
+
+    /// An id for a new session, from the cache.
+    pub fn issue(&self) -> Option<[u8; cache::LONGEST]> {
+        let mut id = [0; cache::LONGEST];
+        if !self.cache().issue(&mut id) {
+            return None;
+        }
+        ISSUED.set(id);
+        Some(id)
     }
 
     /// The internal cache. A shared one is told whose sessions are meant.
@@ -365,6 +421,9 @@ impl Context {
 impl Context {
     /// Whether `session` is cached now and was not before (ADD1 to ADD4).
     pub fn add(&self, session: Session) -> bool {
+        if self.vouching.load(Relaxed) && self.cache().refuses(session.id()) {
+            self.vouch_no_more();
+        }
         if self.is_documented() {
             if session.id().is_empty() {
                 return false;
@@ -467,7 +526,8 @@ impl Context {
 
     /// Whether an id is taken in the internal cache (ID1).
     pub fn has(&self, version: i32, id: &[u8]) -> bool {
-        Key::new(version, id).is_some_and(|key| self.cache().contains(&key))
+        // Libssl asks of each new id, and of one that was just made up nobody need be asked.
+        id != ISSUED.get() && Key::new(version, id).is_some_and(|key| self.cache().contains(&key))
     }
 
     /// Whether `session` is the sentinel, with which libssl says that the context ends.
@@ -634,6 +694,10 @@ impl Context {
         let key = Key::new(connection.version(), id)?;
         let once = connection.has_anti_replay(ctx);
         if !self.has_mode(SSL_SESS_CACHE_NO_INTERNAL_LOOKUP) {
+            if self.vouching.load(Relaxed) && self.cache().refuses(id) {
+                self.count(Count::Misses);
+                return self.lookup_external(ctx, connection, &key, once);
+            }
             if let Some(session) = self.lookup_internal(ctx, &key, once) {
                 return Some(session);
             }

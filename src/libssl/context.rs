@@ -150,6 +150,12 @@ impl Ctx {
         Some(sentinel.as_ptr() as usize)
     }
 
+    /// Who makes the ids of this context's servers, `None` for libssl itself.
+    pub fn set_generator(self, generator: Generator) {
+        // SAFETY: the context is alive.
+        unsafe { (table().SSL_CTX_set_generate_session_id)(self.as_ptr(), generator) };
+    }
+
     /// Tells libssl for which sides to call the hooks; it never looks into or stores in a cache of its own.
     pub fn set_mode(self, mode: u32) {
         self.control(SSL_CTRL_SET_SESS_CACHE_MODE, c_long::from(mode & SSL_SESS_CACHE_BOTH | OWN_MODE));

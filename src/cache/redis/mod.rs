@@ -1,5 +1,210 @@
-//! The internal cache of a fleet, in Redis or Valkey: how it is named ([`url`]), and what keeps the sessions secret and
-//! whole there ([`keys`]).
+//! The internal cache of a fleet, in Redis or Valkey.
+//!
+//! | file | what it is about |
+//! |---|---|
+//! | `url` | how it is named |
+//! | `keys` | what keeps the sessions secret and whole there, and ids that vouch for themselves |
+//! | `server` | one server, a Cluster, a master that Sentinel knows; the commands |
+//! | `generations` | what was flushed |
+//! | `link` | deadlines, the breaker, writing behind, what was removed; the threads |
+//! | `vitals` | how the link is doing |
+//!
+//! Here it is made a [`Cache`]. Whatever Redis does, a lookup ends within its deadline: with a session that a machine of
+//! the fleet sealed for this id and this service, or with none.
 
+mod generations;
 pub mod keys;
+mod link;
+mod server;
 pub mod url;
+pub mod vitals;
+
+use super::{Cache, Collision, Departure, Held, Inserted, Key, Portable, Seconds, Service, LONGEST};
+use link::{Answer, Link};
+use once_cell::race::OnceBox;
+use server::How;
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use url::Spec;
+use vitals::{Vital, Vitals};
+
+/// All links of the process: contexts with the same URL share one.
+static LINKS: OnceBox<Opened> = OnceBox::new();
+
+struct Opened {
+    link: &'static Link,
+    next: OnceBox<Opened>,
+}
+
+fn links() -> impl Iterator<Item = &'static Link> {
+    std::iter::successors(LINKS.get(), |opened| opened.next.get()).map(|opened| opened.link)
+}
+
+/// A service's part of a cache in Redis.
+pub struct Redis<S> {
+    link: &'static Link,
+    service: [AtomicU64; 2],
+    /// The process in which the link knows that sessions of the service will come.
+    prepared: AtomicU32,
+    _sessions: PhantomData<fn() -> S>,
+}
+
+/// Whether Redis can be used as the URL says: keys, certificates, the connection, and what it has to know. The error is a
+/// sentence for a person; the second is a warning.
+pub fn check(spec: &Spec) -> Result<Option<String>, String> {
+    let link = Link::new(spec)?;
+    link.check()
+}
+
+/// This process ends: what is on its way to Redis has a moment to arrive.
+pub fn leave() {
+    links().for_each(Link::leave);
+}
+
+impl<S: Portable> Redis<S> {
+    /// Of service `[0, 0]`. Nothing is connected yet. The error is a sentence for a person.
+    pub fn open(spec: &Spec) -> Result<Redis<S>, String> {
+        let known = || links().find(|link| link.spec() == spec);
+        let link = match known() {
+            Some(link) => link,
+            None => {
+                let link: &'static Link = Box::leak(Box::new(Link::new(spec)?));
+                let mut opened = Box::new(Opened { link, next: OnceBox::new() });
+                let mut place = &LINKS;
+                while let Err(mine) = place.set(opened) {
+                    opened = mine;
+                    let Some(other) = place.get() else { break };
+                    place = &other.next;
+                }
+                link
+            }
+        };
+        Ok(Redis { link, service: Default::default(), prepared: AtomicU32::new(0), _sessions: PhantomData })
+    }
+
+    fn service(&self) -> Service {
+        self.service.each_ref().map(|word| word.load(Relaxed))
+    }
+
+    /// A connection of this service has begun.
+    fn prepare(&self) {
+        let process = std::process::id();
+        if self.prepared.swap(process, Relaxed) != process {
+            self.link.prepare(self.service());
+        }
+    }
+
+    fn decode(key: &Key, answer: Answer) -> Option<S> {
+        match answer {
+            Answer::Session(bytes) => S::read(&bytes).filter(|session| session.key() == *key),
+            Answer::Nothing => None,
+        }
+    }
+
+    fn put(&self, session: &S, how: How) -> bool {
+        let mut bytes = Vec::new();
+        session.write(&mut bytes) && self.link.put((self.service(), session.key()), bytes, session.expiry(), how)
+    }
+}
+
+impl<S: Portable> Cache<S> for Redis<S> {
+    fn insert(&self, session: S, collision: Collision, _left: &mut dyn FnMut(S, Departure)) -> Inserted {
+        let how = match collision {
+            Collision::Replace => How::Always,
+            Collision::KeepUnlessExpired(_) => How::IfAbsent,
+        };
+        if self.put(&session, how) {
+            Inserted::Added
+        } else {
+            Inserted::Refused
+        }
+    }
+
+    fn get(&self, key: &Key) -> Option<S> {
+        Self::decode(key, self.link.get((self.service(), *key), link::now()))
+    }
+
+    fn take(&self, key: &Key) -> Option<S> {
+        Self::decode(key, self.link.take((self.service(), *key), link::now()))
+    }
+
+    fn take_same(&self, session: &S) -> Option<S> {
+        self.take(&session.key())
+    }
+
+    fn contains(&self, key: &Key) -> bool {
+        self.get(key).is_some()
+    }
+
+    fn expiry_changed(&self, session: &S) {
+        self.put(session, How::IfPresent);
+    }
+
+    /// Redis clears them.
+    fn has_expired(&self, _now: Seconds) -> bool {
+        false
+    }
+
+    fn expire(&self, _now: Seconds, _most: usize, _left: &mut dyn FnMut(S)) -> usize {
+        0
+    }
+
+    fn clear(&self, _left: &mut dyn FnMut(S)) {
+        self.link.flush(self.service());
+    }
+
+    /// Those of this process that are not written yet: nobody counts the others.
+    fn len(&self) -> usize {
+        self.link.pending(self.service()).len()
+    }
+
+    /// As far as is known.
+    fn is_empty(&self) -> bool {
+        !self.link.is_used()
+    }
+
+    /// How much there may be is for Redis to say.
+    fn set_limit(&self, _limit: usize) {}
+
+    fn snapshot(&self) -> Vec<S> {
+        self.link.pending(self.service()).iter().filter_map(|bytes| S::read(bytes)).collect()
+    }
+
+    fn is_shared(&self) -> bool {
+        true
+    }
+
+    fn set_service(&self, identity: [u64; 2]) {
+        for (word, new) in self.service.iter().zip(identity) {
+            if word.swap(new, Relaxed) != new {
+                self.prepared.store(0, Relaxed);
+            }
+        }
+    }
+
+    fn issues_ids(&self) -> bool {
+        true
+    }
+
+    fn issue(&self, id: &mut [u8; LONGEST]) -> bool {
+        self.prepare();
+        self.link.keys().issue(self.service(), id)
+    }
+
+    fn refuses(&self, id: &[u8]) -> bool {
+        self.prepare();
+        let refused = !self.link.keys().vouches(self.service(), id);
+        if refused {
+            self.link.vitals().count(Vital::RefusedIds);
+        }
+        refused
+    }
+
+    fn vitals(&self) -> Option<&Vitals> {
+        Some(self.link.vitals())
+    }
+
+    fn hold(&'static self) -> Box<dyn Held> {
+        Box::new(self.link.hold())
+    }
+}

@@ -1,0 +1,917 @@
+//! The link of a process to Redis: what it waits for, and no longer than it may; what it writes behind; and when it does
+//! not ask at all.
+//!
+//! - A lookup has a deadline, connecting included. After [`FAILURES`] in a row that failed, the breaker opens: nobody asks
+//!   until a thread of the link has had an answer again.
+//! - What is stored is `pending`, where this process finds it at once, until the writer has it in Redis.
+//! - What was removed or used up here is remembered until it has expired: nobody who can write to Redis brings it back.
+//! - Threads and connections belong to one process. A forked child begins without any; what was pending is its parent's to
+//!   write. (`hold` sees to it that nothing is half done at a fork.)
+
+use super::super::{Key, Seconds, Service};
+use super::generations::{Bucket, Generations};
+use super::keys::{Keys, Name};
+use super::server::{remaining, set, Connection, Found, How, Server};
+use super::url::Spec;
+use super::vitals::{Vital, Vitals};
+use crate::log;
+use redis::{Cmd, RedisResult, Value};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// So many failed requests in a row open the breaker.
+const FAILURES: u32 = 3;
+/// How long a thread of the link waits before it tries again, at first and at the most.
+const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
+/// Sessions that are written at once.
+const BATCH: usize = 256;
+/// Removed sessions that are remembered.
+const REMEMBERED: usize = 1 << 16;
+/// How often the key file is looked at.
+const LOOK_AT_KEYS: Duration = Duration::from_secs(2);
+/// Connections that wait for the next lookup.
+const IDLE: usize = 64;
+/// How long a process that ends waits for what is still to be written.
+const PARTING: Duration = Duration::from_millis(200);
+
+type Id = (Service, Key);
+
+pub struct Link {
+    spec: Spec,
+    server: Server,
+    keys: Mutex<(Arc<Keys>, Stamp)>,
+    state: Mutex<State>,
+    /// Something is to be done by a thread of the link, or was done by one.
+    changed: Condvar,
+    /// [`State::broken`], to be read without the lock.
+    broken: AtomicBool,
+    vitals: Vitals,
+    epoch: Instant,
+    /// Milliseconds after `epoch` at which the key file was last looked at.
+    looked: AtomicU64,
+}
+
+/// What tells whether a file was changed.
+type Stamp = (u64, i64, i64);
+
+#[derive(Default)]
+struct State {
+    process: u32,
+    /// Whether the threads are at work.
+    runs: [bool; 2],
+    idle: Vec<Connection>,
+    /// Lookups that wait for a connection.
+    wanted: usize,
+    failures: u32,
+    broken: bool,
+    pending: HashMap<Id, Pending>,
+    queue: VecDeque<Job>,
+    /// Jobs that the writer is at.
+    writing: usize,
+    numbers: u64,
+    gone: HashMap<Id, Seconds>,
+    gone_order: VecDeque<Id>,
+    generations: Generations,
+}
+
+struct Pending {
+    plain: Arc<Vec<u8>>,
+    expiry: Seconds,
+    how: How,
+    /// The last job for it.
+    number: u64,
+    /// The writer has it in its hands.
+    sending: bool,
+}
+
+enum Job {
+    /// The generations of a service will be needed soon.
+    Prepare(Service),
+    Write {
+        id: Id,
+        number: u64,
+    },
+    Delete(Id),
+    Flush(Service),
+}
+
+/// What became of a lookup.
+pub enum Answer {
+    Session(Vec<u8>),
+    Nothing,
+}
+
+/// What Redis said of a session.
+enum Told {
+    Session {
+        plain: Vec<u8>,
+        expiry: Seconds,
+    },
+    Nothing,
+    /// It did not say anything.
+    Unknown,
+}
+
+impl Link {
+    /// Reads keys and certificates; connects to nothing. The error is a sentence for a person.
+    pub fn new(spec: &Spec) -> Result<Link, String> {
+        let keys = Keys::read(&spec.key_file)?;
+        Ok(Link {
+            server: Server::new(spec)?,
+            keys: Mutex::new((Arc::new(keys), stamp(spec))),
+            spec: spec.clone(),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            broken: AtomicBool::new(false),
+            vitals: Vitals::default(),
+            epoch: Instant::now(),
+            looked: AtomicU64::new(0),
+        })
+    }
+
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    pub fn vitals(&self) -> &Vitals {
+        &self.vitals
+    }
+
+    pub fn keys(&self) -> Arc<Keys> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+
+    /// The state, with nothing of a parent process in it.
+    fn state(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let process = std::process::id();
+        if state.process != process {
+            // The connections are closed here and go on in the parent. What was removed stays removed.
+            let gone = (std::mem::take(&mut state.gone), std::mem::take(&mut state.gone_order));
+            let generations = std::mem::take(&mut state.generations);
+            *state = State { process, gone: gone.0, gone_order: gone.1, generations, ..State::default() };
+            self.broken.store(false, Relaxed);
+            self.vitals.begin();
+        }
+        state
+    }
+
+    /// The bytes of the service's sessions that are not written yet.
+    pub fn pending(&self, service: Service) -> Vec<Arc<Vec<u8>>> {
+        let state = self.state();
+        let of_service = state.pending.iter().filter(|(id, pending)| id.0 == service && pending.how != How::IfPresent);
+        of_service.map(|(_, pending)| pending.plain.clone()).collect()
+    }
+
+    /// Sessions of the service will come soon: connections are made, and generations asked for.
+    pub fn prepare(&'static self, service: Service) {
+        self.enqueue(Job::Prepare(service));
+    }
+
+    /// Whether there was ever a request or a session to write in this process.
+    pub fn is_used(&self) -> bool {
+        self.state().runs[WRITER]
+    }
+
+    /// Whether Redis can be used as the URL says. The error is a sentence for a person, the second a warning.
+    pub fn check(&self) -> Result<Option<String>, String> {
+        let failed = |error: redis::RedisError| format!("{}: {error}", self.spec);
+        let mut connection = self.server.connect(self.spec.connect).map_err(failed)?;
+        connection.set_timeout(self.spec.connect).map_err(failed)?;
+        connection.ping().map_err(failed)?;
+        let version = connection.info("server", "redis_version").map_err(failed)?.unwrap_or_default();
+        let mut parts = version.split('.').map(|part| part.parse::<u32>().unwrap_or(u32::MAX));
+        if !version.is_empty() && (parts.next(), parts.next()) < (Some(6), Some(2)) {
+            return Err(format!("{} is Redis {version}: 6.2 is the first that will do", self.spec));
+        }
+        let policy = connection.info("memory", "maxmemory_policy").map_err(failed)?.unwrap_or_default();
+        Ok(policy.starts_with("allkeys").then(|| {
+            format!(
+                "{}: maxmemory-policy is {policy}, so generations may be evicted, and sessions lost before time: use \
+                 volatile-ttl",
+                self.spec
+            )
+        }))
+    }
+
+    /// Nothing is half done until the result is dropped.
+    pub fn hold(&'static self) -> impl Sized {
+        (self.keys.lock().unwrap_or_else(PoisonError::into_inner), self.state())
+    }
+
+    // --- what is asked ---------------------------------------------------------------------------------------------
+
+    /// The session's bytes, from here or from Redis.
+    pub fn get(&'static self, id: Id, now: Seconds) -> Answer {
+        let state = self.state();
+        if let Some(pending) = state.pending.get(&id).filter(|pending| pending.how != How::IfPresent) {
+            self.vitals.count(Vital::FoundPending);
+            return Answer::Session(pending.plain.to_vec());
+        }
+        if state.gone.contains_key(&id) {
+            return Answer::Nothing;
+        }
+        drop(state);
+        match self.ask(id, now, |connection, control, name| connection.get(control, name)) {
+            Told::Session { plain, .. } => Answer::Session(plain),
+            Told::Nothing | Told::Unknown => Answer::Nothing,
+        }
+    }
+
+    /// The same, and nobody else in the fleet has it. Where Redis cannot be asked, nobody gets it: it is deleted as soon
+    /// as it can.
+    pub fn take(&'static self, id: Id, now: Seconds) -> Answer {
+        let until = Instant::now() + self.spec.deadline;
+        let mut state = self.state();
+        loop {
+            match state.pending.get(&id) {
+                // Redis may have it in this very moment.
+                Some(pending) if pending.sending => {
+                    let Some(left) = remaining(until) else { return Answer::Nothing };
+                    let waited = self.changed.wait_timeout(state, left);
+                    state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                }
+                Some(pending) if pending.how == How::Always && !state.gone.contains_key(&id) => {
+                    let (plain, expiry) = (pending.plain.to_vec(), pending.expiry);
+                    state.pending.remove(&id);
+                    state.forget(id, expiry);
+                    self.vitals.count(Vital::FoundPending);
+                    return Answer::Session(plain);
+                }
+                _ => break,
+            }
+        }
+        state.pending.remove(&id);
+        if state.gone.contains_key(&id) {
+            return Answer::Nothing;
+        }
+        drop(state);
+        match self.ask(id, now, |connection, control, name| connection.take(control, name)) {
+            Told::Session { plain, expiry } => {
+                // Who has written it down can bring it back: two threads, and neither can have it twice.
+                let mut state = self.state();
+                let first = !state.gone.contains_key(&id);
+                state.forget(id, expiry);
+                match first {
+                    true => Answer::Session(plain),
+                    false => Answer::Nothing,
+                }
+            }
+            Told::Nothing => Answer::Nothing,
+            Told::Unknown => {
+                self.state().forget(id, now + A_DAY);
+                self.enqueue(Job::Delete(id));
+                Answer::Nothing
+            }
+        }
+    }
+
+    fn ask(
+        &'static self,
+        id: Id,
+        now: Seconds,
+        ask: impl Fn(&mut Connection, &str, &str) -> RedisResult<Found>,
+    ) -> Told {
+        let keys = self.keys();
+        let service = keys.service_name(id.0);
+        for name in keys.names(id.0, &id.1) {
+            let (control, place) = (control(&self.spec, &service, name.bucket), place(&self.spec, &service, &name));
+            let Some(found) = self.request(|connection| ask(connection, &control, &place)) else {
+                return Told::Unknown;
+            };
+            let Some(record) = found.record else { continue };
+            return match self.judge(&keys, id, name.bucket, found.generation, &record, now) {
+                Some((plain, expiry)) => Told::Session { plain, expiry },
+                None => Told::Nothing,
+            };
+        }
+        Told::Nothing
+    }
+
+    /// Of a record from Redis what was once stored, if it is to be believed.
+    fn judge(
+        &self,
+        keys: &Keys,
+        id: Id,
+        bucket: u8,
+        generation: Option<u64>,
+        record: &[u8],
+        now: Seconds,
+    ) -> Option<(Vec<u8>, Seconds)> {
+        let Some(mut plain) = keys.open(id.0, &id.1, record) else {
+            self.vitals.count(Vital::SealBroken);
+            return None;
+        };
+        let head = Head::of(&plain)?;
+        let generation = generation?;
+        let mut state = self.state();
+        if !state.generations.learn((id.0, bucket), generation) {
+            self.vitals.count(Vital::SetBack);
+            return None;
+        }
+        drop(state);
+        if head.generation != generation || head.expiry < now {
+            self.vitals.count(Vital::Outdated);
+            return None;
+        }
+        plain.drain(..Head::SIZE);
+        Some((plain, head.expiry))
+    }
+
+    /// Asks Redis within the deadline; `None` if there was no answer.
+    fn request<T>(&'static self, ask: impl Fn(&mut Connection) -> RedisResult<T>) -> Option<T> {
+        if self.broken.load(Relaxed) {
+            self.vitals.count(Vital::NotAsked);
+            return None;
+        }
+        let began = Instant::now();
+        let until = began + self.spec.deadline;
+        // One that waited may have been closed in the meantime.
+        for fresh in [false, true] {
+            let (mut connection, waited) = match self.connection(until, fresh) {
+                Ok(found) => found,
+                Err(why) => {
+                    self.failed(&why);
+                    return None;
+                }
+            };
+            let asked = match remaining(until) {
+                None => Err((redis::ErrorKind::Io, "the deadline passed").into()),
+                Some(left) => connection.set_timeout(left).and_then(|()| ask(&mut connection)),
+            };
+            match asked {
+                Ok(answer) => {
+                    self.vitals.round_trip(began.elapsed());
+                    self.answered(connection);
+                    return Some(answer);
+                }
+                Err(error) if waited && !fresh && !error.is_timeout() && remaining(until).is_some() => continue,
+                Err(error) => {
+                    self.failed(&error.to_string());
+                    return None;
+                }
+            }
+        }
+        None
+    }
+
+    /// A connection of the caller's own, and whether it has waited for somebody.
+    fn connection(&'static self, until: Instant, fresh: bool) -> Result<(Connection, bool), String> {
+        let late = || "no connection within the deadline".to_string();
+        let mut state = self.state();
+        self.start(&mut state);
+        if !fresh {
+            if let Some(connection) = state.idle.pop() {
+                return Ok((connection, true));
+            }
+        }
+        if self.server.is_near() {
+            drop(state);
+            let time = remaining(until).ok_or_else(late)?;
+            return self.server.connect(time).map(|new| (new, false)).map_err(|error| error.to_string());
+        }
+        // Others take longer than a lookup may, and are made by a thread of the link.
+        state.wanted += 1;
+        self.changed.notify_all();
+        loop {
+            if let Some(connection) = state.idle.pop() {
+                state.wanted = state.wanted.saturating_sub(1);
+                return Ok((connection, true));
+            }
+            let Some(left) = remaining(until) else {
+                state.wanted = state.wanted.saturating_sub(1);
+                return Err(late());
+            };
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn answered(&self, connection: Connection) {
+        let mut state = self.state();
+        state.failures = 0;
+        if state.idle.len() < IDLE {
+            state.idle.push(connection);
+            if state.wanted > 0 {
+                self.changed.notify_all();
+            }
+        }
+    }
+
+    fn failed(&self, why: &str) {
+        self.vitals.count(Vital::Failed);
+        let mut state = self.state();
+        state.failures += 1;
+        if state.failures < FAILURES || state.broken {
+            return;
+        }
+        state.broken = true;
+        self.broken.store(true, Relaxed);
+        self.vitals.set(Vital::IsBroken, 1);
+        self.vitals.count(Vital::Broken);
+        let connections = std::mem::take(&mut state.idle);
+        self.changed.notify_all();
+        drop(state);
+        drop(connections);
+        log::once(format_args!(
+            "{}: {why}: until it answers again, only sessions of this process are found",
+            self.spec
+        ));
+    }
+
+    // --- what is written -------------------------------------------------------------------------------------------
+
+    /// Stores the session's bytes: found here at once, in Redis soon. `false` if it is not taken on.
+    pub fn put(&'static self, id: Id, plain: Vec<u8>, expiry: Seconds, how: How) -> bool {
+        let mut state = self.state();
+        if how != How::IfPresent {
+            state.gone.remove(&id);
+        }
+        state.numbers += 1;
+        let number = state.numbers;
+        let sending = state.pending.get(&id).is_some_and(|pending| pending.sending);
+        // What is not in Redis yet is not to wait for being there.
+        let how = match state.pending.get(&id) {
+            Some(pending) if how == How::IfPresent && pending.how != How::IfPresent => pending.how,
+            _ => how,
+        };
+        state.pending.insert(id, Pending { plain: Arc::new(plain), expiry, how, number, sending });
+        drop(state);
+        self.enqueue(Job::Write { id, number })
+    }
+
+    /// Everything of the service is gone, in all processes that can be reached.
+    pub fn flush(&'static self, service: Service) {
+        let mut state = self.state();
+        state.pending.retain(|id, _| id.0 != service);
+        state.generations.raise(service);
+        drop(state);
+        if self.request_slowly(|connection| self.raise_generations(connection, service)).is_none() {
+            self.enqueue(Job::Flush(service));
+        }
+    }
+
+    /// In the caller's own time, since it is done rarely and must be over when it returns.
+    fn request_slowly<T>(&'static self, ask: impl Fn(&mut Connection) -> RedisResult<T>) -> Option<T> {
+        if self.broken.load(Relaxed) {
+            return None;
+        }
+        let until = Instant::now() + self.spec.connect;
+        let (mut connection, _) = self.connection(until, false).ok()?;
+        connection.set_timeout(remaining(until)?).ok()?;
+        let answer = ask(&mut connection).ok()?;
+        self.answered(connection);
+        Some(answer)
+    }
+
+    fn raise_generations(&self, connection: &mut Connection, service: Service) -> RedisResult<()> {
+        let name = self.keys().service_name(service);
+        let raise = (0..=u8::MAX).map(|bucket| command("INCR", control(&self.spec, &name, bucket)));
+        let answers = send(connection, raise.collect())?;
+        let mut state = self.state();
+        for (bucket, answer) in (0..=u8::MAX).zip(answers) {
+            let generation: u64 = redis::from_redis_value(answer)?;
+            state.generations.learn((service, bucket), generation);
+        }
+        Ok(())
+    }
+
+    fn enqueue(&'static self, job: Job) -> bool {
+        let mut state = self.state();
+        self.start(&mut state);
+        let full = state.queue.len() >= self.spec.queue;
+        if full {
+            // The oldest session is the one that its client is least likely to come for right now.
+            let oldest = state.queue.iter().position(|job| matches!(job, Job::Write { .. }));
+            match oldest.and_then(|oldest| state.queue.remove(oldest)) {
+                Some(Job::Write { id, number }) => state.drop_pending(&id, number),
+                _ => return false,
+            }
+            self.vitals.count(Vital::Overflowed);
+        }
+        state.queue.push_back(job);
+        self.vitals.set(Vital::Queue, state.queue.len() as u64);
+        drop(state);
+        self.changed.notify_all();
+        true
+    }
+
+    /// The process ends: what is on its way has a moment to arrive.
+    pub fn leave(&'static self) {
+        let until = Instant::now() + PARTING;
+        let mut state = self.state();
+        while state.runs[WRITER] && !state.broken && state.queue.len() + state.writing > 0 {
+            let Some(left) = remaining(until) else { return };
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    // --- the threads -----------------------------------------------------------------------------------------------
+
+    fn start(&'static self, state: &mut State) {
+        type Work = fn(&'static Link, u32);
+        let work: [(&str, Work); 2] = [("reprise-writer", Link::write), ("reprise-redis", Link::mend)];
+        for (runs, (name, work)) in state.runs.iter_mut().zip(work) {
+            if !*runs {
+                let process = state.process;
+                *runs = without_signals(|| {
+                    thread::Builder::new().name(name.into()).stack_size(512 << 10).spawn(move || work(self, process))
+                });
+            }
+        }
+    }
+
+    /// The thread that writes behind.
+    fn write(&'static self, process: u32) {
+        let mut connection = None;
+        let mut pause = PAUSES[0];
+        loop {
+            let mut state = self.state();
+            while state.queue.is_empty() || state.broken {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            if state.process != process {
+                return;
+            }
+            let count = state.queue.len().min(BATCH);
+            let jobs: Vec<Job> = state.queue.drain(..count).collect();
+            let batch = state.begin(&jobs);
+            state.writing = count;
+            drop(state);
+
+            let written = connection.take().map_or_else(|| self.server.connect(self.spec.connect), Ok).and_then(
+                |mut connection| {
+                    connection.set_timeout(self.spec.connect)?;
+                    self.write_batch(&mut connection, &batch).map(|()| connection)
+                },
+            );
+            let mut state = self.state();
+            state.writing = 0;
+            for Session { id, number, .. } in &batch.sessions {
+                match state.pending.get_mut(id) {
+                    Some(pending) if pending.number == *number && written.is_ok() => _ = state.pending.remove(id),
+                    Some(pending) => pending.sending = false,
+                    None => {}
+                }
+            }
+            match written {
+                Ok(open) => {
+                    connection = Some(open);
+                    pause = PAUSES[0];
+                    self.vitals.add(Vital::Written, batch.sessions.len() as u64);
+                    self.vitals.set(Vital::Queue, state.queue.len() as u64);
+                    self.changed.notify_all();
+                }
+                Err(error) => {
+                    // They are tried again, and those that came in the meantime wait.
+                    jobs.into_iter().rev().for_each(|job| state.queue.push_front(job));
+                    while state.queue.len() > self.spec.queue {
+                        let Some(Job::Write { id, number }) = state.queue.pop_front() else { continue };
+                        state.drop_pending(&id, number);
+                        self.vitals.count(Vital::Overflowed);
+                    }
+                    self.vitals.set(Vital::Queue, state.queue.len() as u64);
+                    self.changed.notify_all();
+                    drop(state);
+                    self.failed(&error.to_string());
+                    thread::sleep(pause);
+                    pause = (pause * 2).min(PAUSES[1]);
+                }
+            }
+        }
+    }
+
+    fn write_batch(&self, connection: &mut Connection, batch: &Batch) -> RedisResult<()> {
+        let keys = self.keys();
+        for &service in &batch.prepared {
+            self.learn_all(connection, &keys, service)?;
+        }
+        self.write_sessions(connection, &keys, &batch.sessions)?;
+        let deleted = batch.deleted.iter().flat_map(|id| {
+            let service = keys.service_name(id.0);
+            let places: Vec<_> = keys.names(id.0, &id.1).map(|name| place(&self.spec, &service, &name)).collect();
+            places.into_iter().map(|place| command("DEL", place))
+        });
+        send(connection, deleted.collect())?;
+        batch.flushed.iter().try_for_each(|service| self.raise_generations(connection, *service))
+    }
+
+    /// Writes them with the generations that are known, and those again whose generation was another one.
+    fn write_sessions(&self, connection: &mut Connection, keys: &Keys, sessions: &[Session]) -> RedisResult<()> {
+        const ROUNDS: usize = 4;
+        let bucket = |session: &Session| (session.id.0, keys.name(session.id.0, &session.id.1).bucket);
+        let mut rest: Vec<(&Session, Bucket)> = sessions.iter().map(|session| (session, bucket(session))).collect();
+        for _ in 0..ROUNDS {
+            let mut asked: Vec<Bucket> = Vec::new();
+            let mut written = Vec::new();
+            let mut unknown: Vec<Service> = Vec::new();
+            let state = self.state();
+            for &(session, bucket) in &rest {
+                match state.generations.known(bucket) {
+                    Some((generation, stale)) => {
+                        if stale && !asked.contains(&bucket) {
+                            asked.push(bucket);
+                        }
+                        written.push((session, bucket, generation));
+                    }
+                    None if !unknown.contains(&bucket.0) => unknown.push(bucket.0),
+                    None => {}
+                }
+            }
+            drop(state);
+            if !unknown.is_empty() {
+                unknown.iter().try_for_each(|&service| self.learn_all(connection, keys, service))?;
+                continue;
+            }
+            let mut commands: Vec<Cmd> = asked.iter().map(|&bucket| self.ask_generation(keys, bucket)).collect();
+            let now = now();
+            commands.extend(written.iter().filter_map(|&(session, _, generation)| {
+                self.sealed(keys, session, generation, now)
+                    .map(|(place, record, time)| set(&place, &record, time, session.how))
+            }));
+            let told = send(connection, commands)?;
+            let again = self.learn(connection, keys, asked.into_iter().zip(told))?;
+            rest = written.iter().filter(|(_, bucket, _)| again.contains(bucket)).map(|&(s, b, _)| (s, b)).collect();
+            if rest.is_empty() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where it goes, what goes there, and for how long; `None` for one that has expired.
+    fn sealed(
+        &self,
+        keys: &Keys,
+        session: &Session,
+        generation: u64,
+        now: Seconds,
+    ) -> Option<(String, Vec<u8>, Duration)> {
+        let (service, key) = (session.id.0, &session.id.1);
+        let seconds = session.expiry.saturating_add(1).saturating_sub(now);
+        let time = u64::try_from(seconds).ok().filter(|&seconds| seconds > 0)?;
+        let mut content = Vec::with_capacity(Head::SIZE + session.plain.len());
+        Head { generation, expiry: session.expiry }.write(&mut content);
+        content.extend_from_slice(&session.plain);
+        let mut record = Vec::new();
+        let place = place(&self.spec, &keys.service_name(service), &keys.name(service, key));
+        keys.seal(service, key, &content, &mut record).then_some((
+            place,
+            record,
+            Duration::from_secs(time.min(LONGEST)),
+        ))
+    }
+
+    fn ask_generation(&self, keys: &Keys, bucket: Bucket) -> Cmd {
+        command("GET", control(&self.spec, &keys.service_name(bucket.0), bucket.1))
+    }
+
+    /// All generations of a service, so that no session waits for its own.
+    fn learn_all(&self, connection: &mut Connection, keys: &Keys, service: Service) -> RedisResult<()> {
+        let buckets: Vec<Bucket> = (0..=u8::MAX).map(|bucket| (service, bucket)).collect();
+        let told = send(connection, buckets.iter().map(|&bucket| self.ask_generation(keys, bucket)).collect())?;
+        self.learn(connection, keys, buckets.into_iter().zip(told)).map(drop)
+    }
+
+    /// What Redis told of generations. Begins those that are missing, with the time, so that they are never those of
+    /// before, and restores those that fell back. Returns the buckets that have another one than was known.
+    fn learn(
+        &self,
+        connection: &mut Connection,
+        keys: &Keys,
+        told: impl Iterator<Item = (Bucket, Value)>,
+    ) -> RedisResult<HashSet<Bucket>> {
+        let mut changed = HashSet::new();
+        let mut repairs = Vec::new();
+        for (bucket, told) in told {
+            let told: Option<u64> = redis::from_redis_value(told)?;
+            let mut state = self.state();
+            let highest = state.generations.highest(bucket);
+            if told != Some(highest) {
+                changed.insert(bucket);
+            }
+            if told.is_some_and(|generation| state.generations.learn(bucket, generation)) {
+                continue;
+            }
+            let mut repair = redis::cmd("SET");
+            let generation = if told.is_none() { now().unsigned_abs() * 1000 } else { 0 };
+            repair.arg(control(&self.spec, &keys.service_name(bucket.0), bucket.1)).arg(generation.max(highest));
+            if told.is_none() {
+                repair.arg("NX");
+            }
+            repairs.push((bucket, repair));
+        }
+        if !repairs.is_empty() {
+            let (buckets, repairs): (Vec<Bucket>, Vec<Cmd>) = repairs.into_iter().unzip();
+            send(connection, repairs)?;
+            let told = send(connection, buckets.iter().map(|&bucket| self.ask_generation(keys, bucket)).collect())?;
+            for (bucket, told) in buckets.into_iter().zip(told) {
+                if let Some(generation) = redis::from_redis_value(told)? {
+                    self.state().generations.learn(bucket, generation);
+                }
+            }
+        }
+        Ok(changed)
+    }
+
+    /// The thread that makes connections, asks whether Redis is back, and reads keys anew.
+    fn mend(&'static self, process: u32) {
+        let mut pause = PAUSES[0];
+        // The first lookup finds a connection.
+        let mut begins = true;
+        loop {
+            let mut state = self.state();
+            if state.process != process {
+                return;
+            }
+            if !begins && !state.broken && state.wanted <= state.idle.len() {
+                let waited = self.changed.wait_timeout(state, LOOK_AT_KEYS);
+                drop(waited.unwrap_or_else(PoisonError::into_inner));
+                self.look_at_keys();
+                continue;
+            }
+            let was_broken = state.broken;
+            drop(state);
+            let made = self.server.connect(self.spec.connect).and_then(|mut connection| {
+                connection.set_timeout(self.spec.connect)?;
+                connection.ping().map(|()| connection)
+            });
+            state = self.state();
+            match made {
+                Ok(connection) => {
+                    pause = PAUSES[0];
+                    begins = false;
+                    state.failures = 0;
+                    state.broken = false;
+                    self.broken.store(false, Relaxed);
+                    self.vitals.set(Vital::IsBroken, 0);
+                    if was_broken {
+                        self.vitals.count(Vital::Mended);
+                    }
+                    state.idle.push(connection);
+                    drop(state);
+                    self.changed.notify_all();
+                }
+                Err(error) => {
+                    drop(state);
+                    self.failed(&error.to_string());
+                    thread::sleep(pause);
+                    pause = (pause * 2).min(PAUSES[1]);
+                }
+            }
+        }
+    }
+
+    /// Takes over the key file if it was changed. One that cannot be read changes nothing.
+    fn look_at_keys(&self) {
+        let now = self.epoch.elapsed().as_millis() as u64;
+        if now.saturating_sub(self.looked.swap(now, Relaxed)) < 100 {
+            return;
+        }
+        let stamp = stamp(&self.spec);
+        let known = self.keys.lock().unwrap_or_else(PoisonError::into_inner).1;
+        if stamp == known || stamp == Stamp::default() {
+            return;
+        }
+        match Keys::read(&self.spec.key_file) {
+            Ok(keys) => *self.keys.lock().unwrap_or_else(PoisonError::into_inner) = (Arc::new(keys), stamp),
+            Err(error) => log::once(format_args!("{error}: the keys of before stay in use")),
+        }
+    }
+}
+
+const WRITER: usize = 0;
+/// In seconds; sessions rarely live longer.
+const A_DAY: Seconds = 24 * 3600;
+/// No session lives longer, in seconds.
+const LONGEST: u64 = 10 * 365 * 24 * 3600;
+
+/// What the writer does at once.
+struct Batch {
+    prepared: Vec<Service>,
+    sessions: Vec<Session>,
+    deleted: Vec<Id>,
+    flushed: Vec<Service>,
+}
+
+struct Session {
+    id: Id,
+    number: u64,
+    plain: Arc<Vec<u8>>,
+    expiry: Seconds,
+    how: How,
+}
+
+impl State {
+    /// What of these jobs is still to be done.
+    fn begin(&mut self, jobs: &[Job]) -> Batch {
+        let mut batch = Batch { prepared: Vec::new(), sessions: Vec::new(), deleted: Vec::new(), flushed: Vec::new() };
+        for job in jobs {
+            match job {
+                Job::Write { id, number } => {
+                    if let Some(pending) = self.pending.get_mut(id).filter(|pending| pending.number == *number) {
+                        pending.sending = true;
+                        batch.sessions.push(Session {
+                            id: *id,
+                            number: *number,
+                            plain: pending.plain.clone(),
+                            expiry: pending.expiry,
+                            how: pending.how,
+                        });
+                    }
+                }
+                Job::Prepare(service) => batch.prepared.push(*service),
+                Job::Delete(id) => batch.deleted.push(*id),
+                Job::Flush(service) => batch.flushed.push(*service),
+            }
+        }
+        batch
+    }
+
+    fn drop_pending(&mut self, id: &Id, number: u64) {
+        if self.pending.get(id).is_some_and(|pending| pending.number == number) {
+            self.pending.remove(id);
+        }
+    }
+
+    /// It was removed or used up here.
+    fn forget(&mut self, id: Id, expiry: Seconds) {
+        if self.gone.insert(id, expiry).is_none() {
+            self.gone_order.push_back(id);
+        }
+        let now = now();
+        while let Some(&oldest) = self.gone_order.front() {
+            let expired = self.gone.get(&oldest).is_none_or(|&expiry| expiry < now);
+            if !expired && self.gone_order.len() <= REMEMBERED {
+                break;
+            }
+            self.gone_order.pop_front();
+            self.gone.remove(&oldest);
+        }
+    }
+}
+
+/// What goes before the session's bytes, sealed with them.
+struct Head {
+    generation: u64,
+    expiry: Seconds,
+}
+
+impl Head {
+    const SIZE: usize = 16;
+
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.generation.to_le_bytes());
+        out.extend_from_slice(&self.expiry.to_le_bytes());
+    }
+
+    fn of(plain: &[u8]) -> Option<Head> {
+        let (generation, rest) = plain.split_first_chunk()?;
+        let (expiry, _) = rest.split_first_chunk()?;
+        Some(Head { generation: u64::from_le_bytes(*generation), expiry: Seconds::from_le_bytes(*expiry) })
+    }
+}
+
+fn command(name: &str, key: String) -> Cmd {
+    let mut command = redis::cmd(name);
+    command.arg(key);
+    command
+}
+
+/// All of them at once. An answer that is an error is one.
+fn send(connection: &mut Connection, commands: Vec<Cmd>) -> RedisResult<Vec<Value>> {
+    if commands.is_empty() {
+        return Ok(Vec::new());
+    }
+    connection.pipeline(commands)?.into_iter().map(Value::extract_error).collect()
+}
+
+/// What Redis calls the generation of a bucket. Braces: Cluster keeps it beside the sessions of the bucket.
+fn control(spec: &Spec, service: &str, bucket: u8) -> String {
+    format!("{}{{{service}-{bucket:02x}}}:generation", spec.prefix)
+}
+
+fn place(spec: &Spec, service: &str, name: &Name) -> String {
+    format!("{}{{{service}-{:02x}}}:{}", spec.prefix, name.bucket, &*name.text)
+}
+
+fn stamp(spec: &Spec) -> Stamp {
+    fs::metadata(&spec.key_file).map_or(Stamp::default(), |found| (found.ino(), found.mtime(), found.mtime_nsec()))
+}
+
+pub fn now() -> Seconds {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs() as Seconds)
+}
+
+/// Starts a thread to which no signal of the program goes. Whether it runs.
+fn without_signals<T>(start: impl FnOnce() -> std::io::Result<T>) -> bool {
+    use nix::sys::signal::{SigSet, SigmaskHow};
+    let Ok(before) = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK) else { return false };
+    let started = start().is_ok();
+    let _ = before.thread_set_mask();
+    started
+}

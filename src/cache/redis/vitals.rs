@@ -1,0 +1,92 @@
+//! How a link to Redis is doing, as numbers that `reprise status` shows.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+macro_rules! vitals {
+    ($($(#[doc = $text:literal])* $name:ident,)*) => {
+        /// What is counted of a link, in the order of the numbers.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        pub enum Vital { $($(#[doc = $text])* $name,)* }
+
+        impl Vital {
+            pub const LIST: &[Vital] = &[$(Vital::$name),*];
+            /// What each means, in a sentence.
+            pub const MEANINGS: &[&str] = &[$(concat!($($text),*)),*];
+        }
+    };
+}
+
+vitals! {
+    /// 1 while Redis is not asked because it did not answer.
+    IsBroken,
+    /// Sessions that wait to be written.
+    Queue,
+    /// Sessions that were written.
+    Written,
+    /// Sessions dropped because too many waited to be written.
+    Overflowed,
+    /// Lookups that found a session which was not written yet.
+    FoundPending,
+    /// Requests that failed or were not answered in time.
+    Failed,
+    /// Lookups for which Redis was not asked, because it had not answered before.
+    NotAsked,
+    /// How often so many requests failed that Redis was not asked any more.
+    Broken,
+    /// How often it answered again.
+    Mended,
+    /// Records that were not what a machine of the fleet had sealed for this session.
+    SealBroken,
+    /// Records that were flushed or expired before.
+    Outdated,
+    /// Lookups in a bucket whose generation was set back.
+    SetBack,
+    /// Ids that no machine of the fleet can have issued: nobody was asked.
+    RefusedIds,
+}
+
+/// Round trips that took up to 2^(6 + n) microseconds are in the n-th slot, longer ones in the last.
+pub const SLOTS: usize = 12;
+pub const NUMBERS: usize = Vital::LIST.len() + SLOTS;
+
+/// The longest round trip that a slot has, in microseconds; `None` for the last.
+pub fn slot_end(slot: usize) -> Option<u64> {
+    (slot + 1 < SLOTS).then(|| 64 << slot)
+}
+
+#[derive(Default)]
+pub struct Vitals([AtomicU64; NUMBERS]);
+
+impl Vitals {
+    pub fn numbers(&self) -> &[AtomicU64; NUMBERS] {
+        &self.0
+    }
+
+    pub fn count(&self, vital: Vital) {
+        self.add(vital, 1);
+    }
+
+    pub fn add(&self, vital: Vital, by: u64) {
+        self.0[vital as usize].fetch_add(by, Relaxed);
+    }
+
+    pub fn set(&self, vital: Vital, to: u64) {
+        self.0[vital as usize].store(to, Relaxed);
+    }
+
+    pub fn get(&self, vital: Vital) -> u64 {
+        self.0[vital as usize].load(Relaxed)
+    }
+
+    pub fn round_trip(&self, time: Duration) {
+        let micros = time.as_micros() as u64;
+        let slot = (0..SLOTS).find(|&slot| slot_end(slot).is_none_or(|end| micros <= end)).unwrap_or(SLOTS - 1);
+        self.0[Vital::LIST.len() + slot].fetch_add(1, Relaxed);
+    }
+
+    /// For a forked process, which begins to count.
+    pub fn begin(&self) {
+        self.0.iter().for_each(|number| number.store(0, Relaxed));
+    }
+}
