@@ -123,7 +123,7 @@ impl FromStr for Place {
         match place.split_once(':') {
             Some(("memory", "")) => match parameters.into_iter().next() {
                 None => Ok(Place::Memory),
-                Some((name, _)) => Err(format!("memory: has no parameter {name}")),
+                Some((name, _)) => Err(format!("memory: has no parameter {name:?}")),
             },
             Some(("shm", name)) => {
                 let mut spec = Spec::new(name).map_err(|error| error.to_string())?;
@@ -134,10 +134,10 @@ impl FromStr for Place {
                             spec.keep = match value {
                                 "on" => true,
                                 "off" => false,
-                                _ => return Err(format!("keep={value} is unknown (use on or off)")),
+                                _ => return Err(format!("keep={value:?} is unknown (use on or off)")),
                             }
                         }
-                        _ => return Err(format!("shm: has no parameter {name} (it has size and keep)")),
+                        _ => return Err(format!("shm: has no parameter {name:?} (it has size and keep)")),
                     }
                 }
                 Ok(Place::Shm(spec))
@@ -156,11 +156,11 @@ fn size(text: &str) -> Result<u64, String> {
         _ => (text, 0),
     };
     let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
-    let bytes = bytes.ok_or(format!("size={text} is no size (write it as 64M or 1G)"))?;
+    let bytes = bytes.ok_or(format!("size={text:?} is no size (write it as 64M or 1G)"))?;
     if (SMALLEST_SIZE..=LARGEST_SIZE).contains(&bytes) {
         return Ok(bytes.next_multiple_of(4096));
     }
-    Err(format!("size={text} is out of range (use {}M to {}G)", SMALLEST_SIZE >> 20, LARGEST_SIZE >> 30))
+    Err(format!("size={text:?} is out of range (use {}M to {}G)", SMALLEST_SIZE >> 20, LARGEST_SIZE >> 30))
 }
 
 #[derive(Debug, PartialEq, Default)]
@@ -330,17 +330,17 @@ mod tests {
             ("redis:", "no URL of a Redis"),
             ("redis://host", "key is missing"),
             ("memory:x", "no cache URL"),
-            ("memory:?size=1M", "no parameter size"),
+            ("memory:?size=1M", "no parameter \"size\""),
             ("shm:", "name"),
             ("shm:..", "name"),
-            ("shm:web?size=", "size= is no size"),
-            ("shm:web?size=12Q", "size=12Q is no size"),
-            ("shm:web?size=-1", "size=-1 is no size"),
-            ("shm:web?size=1K", "size=1K is out of range"),
+            ("shm:web?size=", "size=\"\" is no size"),
+            ("shm:web?size=12Q", "size=\"12Q\" is no size"),
+            ("shm:web?size=-1", "size=\"-1\" is no size"),
+            ("shm:web?size=1K", "size=\"1K\" is out of range"),
             ("shm:web?size=99999999G", "out of range"),
             ("shm:web?size=99999999999999999999", "is no size"),
-            ("shm:web?keep=maybe", "keep=maybe is unknown"),
-            ("shm:web?ttl=3", "no parameter ttl"),
+            ("shm:web?keep=maybe", "keep=\"maybe\" is unknown"),
+            ("shm:web?ttl=3", "no parameter \"ttl\""),
         ] {
             let error = url.parse::<Place>().expect_err(url);
             assert!(error.contains(says), "{url}: {error}");

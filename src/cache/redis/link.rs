@@ -46,8 +46,12 @@ pub struct Link {
     server: Server,
     keys: Mutex<(Arc<Keys>, Stamp)>,
     state: Mutex<State>,
-    /// Something is to be done by a thread of the link, or was done by one.
-    changed: Condvar,
+    /// Something is to be written.
+    to_write: Condvar,
+    /// A connection is wanted, or the breaker has opened.
+    to_mend: Condvar,
+    /// Something was written, or there is a connection.
+    done: Condvar,
     /// [`State::broken`], to be read without the lock.
     broken: AtomicBool,
     vitals: Vitals,
@@ -126,7 +130,9 @@ impl Link {
             keys: Mutex::new((Arc::new(keys), stamp(spec))),
             spec: spec.clone(),
             state: Mutex::default(),
-            changed: Condvar::new(),
+            to_write: Condvar::new(),
+            to_mend: Condvar::new(),
+            done: Condvar::new(),
             broken: AtomicBool::new(false),
             vitals: Vitals::default(),
             epoch: Instant::now(),
@@ -233,7 +239,7 @@ impl Link {
                 // Redis may have it in this very moment.
                 Some(pending) if pending.sending => {
                     let Some(left) = remaining(until) else { return Answer::Nothing };
-                    let waited = self.changed.wait_timeout(state, left);
+                    let waited = self.done.wait_timeout(state, left);
                     state = waited.unwrap_or_else(PoisonError::into_inner).0;
                 }
                 Some(pending) if pending.how == How::Always && !state.gone.contains_key(&id) => {
@@ -253,6 +259,11 @@ impl Link {
         drop(state);
         match self.ask(id, now, |connection, control, name| connection.take(control, name)) {
             Told::Session { plain, expiry } => {
+                let keys = self.keys();
+                if keys.names(id.0, &id.1).nth(1).is_some() {
+                    // Machines that are at different stages of a rotation may have stored it under different names.
+                    self.enqueue(Job::Delete(id));
+                }
                 // Who has written it down can bring it back: two threads, and neither can have it twice.
                 let mut state = self.state();
                 let first = !state.gone.contains_key(&id);
@@ -377,7 +388,7 @@ impl Link {
         }
         // Others take longer than a lookup may, and are made by a thread of the link.
         state.wanted += 1;
-        self.changed.notify_all();
+        self.to_mend.notify_one();
         loop {
             if let Some(connection) = state.idle.pop() {
                 state.wanted = state.wanted.saturating_sub(1);
@@ -387,7 +398,7 @@ impl Link {
                 state.wanted = state.wanted.saturating_sub(1);
                 return Err(late());
             };
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.done.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -397,7 +408,7 @@ impl Link {
         if state.idle.len() < IDLE {
             state.idle.push(connection);
             if state.wanted > 0 {
-                self.changed.notify_all();
+                self.done.notify_all();
             }
         }
     }
@@ -414,7 +425,7 @@ impl Link {
         self.vitals.set(Vital::IsBroken, 1);
         self.vitals.count(Vital::Broken);
         let connections = std::mem::take(&mut state.idle);
-        self.changed.notify_all();
+        self.to_mend.notify_one();
         drop(state);
         drop(connections);
         log::once(format_args!(
@@ -440,8 +451,11 @@ impl Link {
             _ => how,
         };
         state.pending.insert(id, Pending { plain: Arc::new(plain), expiry, how, number, sending });
-        drop(state);
-        self.enqueue(Job::Write { id, number })
+        let taken_on = self.push(&mut state, Job::Write { id, number });
+        if !taken_on {
+            state.drop_pending(&id, number);
+        }
+        taken_on
     }
 
     /// Everything of the service is gone, in all processes that can be reached.
@@ -480,23 +494,26 @@ impl Link {
         Ok(())
     }
 
-    fn enqueue(&'static self, job: Job) -> bool {
+    fn enqueue(&'static self, job: Job) {
         let mut state = self.state();
-        self.start(&mut state);
-        let full = state.queue.len() >= self.spec.queue;
-        if full {
+        self.push(&mut state, job);
+    }
+
+    /// `false` if too much is waiting that must not be dropped.
+    fn push(&'static self, state: &mut State, job: Job) -> bool {
+        self.start(state);
+        if state.queue.len() >= self.spec.queue {
             // The oldest session is the one that its client is least likely to come for right now.
             let oldest = state.queue.iter().position(|job| matches!(job, Job::Write { .. }));
-            match oldest.and_then(|oldest| state.queue.remove(oldest)) {
-                Some(Job::Write { id, number }) => state.drop_pending(&id, number),
-                _ => return false,
-            }
+            let Some(Job::Write { id, number }) = oldest.and_then(|oldest| state.queue.remove(oldest)) else {
+                return false;
+            };
+            state.drop_pending(&id, number);
             self.vitals.count(Vital::Overflowed);
         }
         state.queue.push_back(job);
         self.vitals.set(Vital::Queue, state.queue.len() as u64);
-        drop(state);
-        self.changed.notify_all();
+        self.to_write.notify_one();
         true
     }
 
@@ -506,7 +523,7 @@ impl Link {
         let mut state = self.state();
         while state.runs[WRITER] && !state.broken && state.queue.len() + state.writing > 0 {
             let Some(left) = remaining(until) else { return };
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.done.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -532,7 +549,7 @@ impl Link {
         loop {
             let mut state = self.state();
             while state.queue.is_empty() || state.broken {
-                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = self.to_write.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
             if state.process != process {
                 return;
@@ -564,7 +581,7 @@ impl Link {
                     pause = PAUSES[0];
                     self.vitals.add(Vital::Written, batch.sessions.len() as u64);
                     self.vitals.set(Vital::Queue, state.queue.len() as u64);
-                    self.changed.notify_all();
+                    self.done.notify_all();
                 }
                 Err(error) => {
                     // They are tried again, and those that came in the meantime wait.
@@ -575,7 +592,7 @@ impl Link {
                         self.vitals.count(Vital::Overflowed);
                     }
                     self.vitals.set(Vital::Queue, state.queue.len() as u64);
-                    self.changed.notify_all();
+                    self.done.notify_all();
                     drop(state);
                     self.failed(&error.to_string());
                     thread::sleep(pause);
@@ -590,14 +607,15 @@ impl Link {
         for &service in &batch.prepared {
             self.learn_all(connection, &keys, service)?;
         }
-        self.write_sessions(connection, &keys, &batch.sessions)?;
+        // What was stored again since is still to come.
         let deleted = batch.deleted.iter().flat_map(|id| {
             let service = keys.service_name(id.0);
             let places: Vec<_> = keys.names(id.0, &id.1).map(|name| place(&self.spec, &service, &name)).collect();
             places.into_iter().map(|place| command("DEL", place))
         });
         send(connection, deleted.collect())?;
-        batch.flushed.iter().try_for_each(|service| self.raise_generations(connection, *service))
+        batch.flushed.iter().try_for_each(|service| self.raise_generations(connection, *service))?;
+        self.write_sessions(connection, &keys, &batch.sessions)
     }
 
     /// Writes them with the generations that are known, and those again whose generation was another one.
@@ -729,7 +747,7 @@ impl Link {
                 return;
             }
             if !begins && !state.broken && state.wanted <= state.idle.len() {
-                let waited = self.changed.wait_timeout(state, LOOK_AT_KEYS);
+                let waited = self.to_mend.wait_timeout(state, LOOK_AT_KEYS);
                 drop(waited.unwrap_or_else(PoisonError::into_inner));
                 self.look_at_keys();
                 continue;
@@ -754,7 +772,8 @@ impl Link {
                     }
                     state.idle.push(connection);
                     drop(state);
-                    self.changed.notify_all();
+                    self.done.notify_all();
+                    self.to_write.notify_one();
                 }
                 Err(error) => {
                     drop(state);

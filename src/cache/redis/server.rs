@@ -7,6 +7,7 @@ use redis::{
     Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo, ConnectionLike, IntoConnectionInfo,
     RedisConnectionInfo, RedisResult, TlsCertificates, TlsMode, Value,
 };
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -66,9 +67,13 @@ impl Server {
         Ok(server)
     }
 
-    /// Whether a connection costs one round trip or two, so that a lookup may make one.
+    /// Whether a connection costs a round trip or two and no more, so that a lookup may make one: no name is to be resolved.
     pub fn is_near(&self) -> bool {
-        matches!(self.spec.servers, Servers::One(_) | Servers::Unix(_))
+        match &self.spec.servers {
+            Servers::One(host) => host.name.parse::<IpAddr>().is_ok(),
+            Servers::Unix(_) => true,
+            Servers::Cluster(_) | Servers::Sentinel { .. } => false,
+        }
     }
 
     /// A new connection, made within `time`.
