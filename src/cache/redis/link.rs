@@ -89,8 +89,17 @@ struct Pending {
     how: How,
     /// The last job for it.
     number: u64,
+    place: Place,
+}
+
+/// Where a session is that is not known to be in Redis.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Here,
     /// The writer has it in its hands.
-    sending: bool,
+    OnItsWay,
+    /// It may have arrived, or not.
+    InDoubt,
 }
 
 enum Job {
@@ -237,12 +246,14 @@ impl Link {
         loop {
             match state.pending.get(&id) {
                 // Redis may have it in this very moment.
-                Some(pending) if pending.sending => {
+                Some(pending) if pending.place == Place::OnItsWay => {
                     let Some(left) = remaining(until) else { return Answer::Nothing };
                     let waited = self.done.wait_timeout(state, left);
                     state = waited.unwrap_or_else(PoisonError::into_inner).0;
                 }
-                Some(pending) if pending.how == How::Always && !state.gone.contains_key(&id) => {
+                Some(pending)
+                    if pending.how == How::Always && pending.place == Place::Here && !state.gone.contains_key(&id) =>
+                {
                     let (plain, expiry) = (pending.plain.to_vec(), pending.expiry);
                     state.pending.remove(&id);
                     state.forget(id, expiry);
@@ -444,13 +455,13 @@ impl Link {
         }
         state.numbers += 1;
         let number = state.numbers;
-        let sending = state.pending.get(&id).is_some_and(|pending| pending.sending);
+        let place = state.pending.get(&id).map_or(Place::Here, |pending| pending.place);
         // What is not in Redis yet is not to wait for being there.
         let how = match state.pending.get(&id) {
             Some(pending) if how == How::IfPresent && pending.how != How::IfPresent => pending.how,
             _ => how,
         };
-        state.pending.insert(id, Pending { plain: Arc::new(plain), expiry, how, number, sending });
+        state.pending.insert(id, Pending { plain: Arc::new(plain), expiry, how, number, place });
         let taken_on = self.push(&mut state, Job::Write { id, number });
         if !taken_on {
             state.drop_pending(&id, number);
@@ -571,7 +582,8 @@ impl Link {
             for Session { id, number, .. } in &batch.sessions {
                 match state.pending.get_mut(id) {
                     Some(pending) if pending.number == *number && written.is_ok() => _ = state.pending.remove(id),
-                    Some(pending) => pending.sending = false,
+                    // Not written, as far as is known, or stored anew meanwhile.
+                    Some(pending) => pending.place = Place::InDoubt,
                     None => {}
                 }
             }
@@ -833,7 +845,7 @@ impl State {
             match job {
                 Job::Write { id, number } => {
                     if let Some(pending) = self.pending.get_mut(id).filter(|pending| pending.number == *number) {
-                        pending.sending = true;
+                        pending.place = Place::OnItsWay;
                         batch.sessions.push(Session {
                             id: *id,
                             number: *number,
