@@ -11,6 +11,7 @@ need() { # PACKAGE TEST...
 }
 header() { for folder in /usr/include /usr/include/x86_64-linux-gnu /usr/include/aarch64-linux-gnu /usr/local/include; do
     [ -e "$folder/$1" ] && return 0; done; return 1; }
+redis() { command -v redis-server || command -v valkey-server; }
 postgresql() { ls /usr/lib/postgresql/*/bin/postgres; }
 libclang() { ls /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so*; }
 
@@ -36,6 +37,7 @@ if [ "${1:-}" = --check ]; then
     need curl                  command -v curl
     need libpython3-testsuite  /usr/bin/python3 -c 'import test.test_ssl'
     need php-cli               command -v php
+    need redis-server          redis
     need libio-socket-ssl-perl perl -MIO::Socket::SSL -e 1
 fi
 
