@@ -804,10 +804,20 @@ pub mod fork {
         if !registry::is_used() {
             return;
         }
+        // Not through `number`, which may need what is held to tell a shared cache whose sessions are meant. And a shared
+        // cache may need what is held to count.
+        let count = |shared: bool| {
+            for context in registry::all() {
+                let cache = context.caches.current();
+                if cache.is_shared() == shared {
+                    context.counters.before_fork(cache.len());
+                }
+            }
+        };
+        count(true);
         let held = registry::all().flat_map(hold).collect();
         HELD.with(|place| *place.borrow_mut() = held);
-        // Not through `number`, which may need what is held now to tell a shared cache whose sessions are meant.
-        registry::all().for_each(|context| context.counters.before_fork(context.caches.current().len()));
+        count(false);
         board::before_fork();
     }
 
