@@ -20,7 +20,7 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -56,9 +56,6 @@ pub struct Link {
     /// [`State::broken`], to be read without the lock.
     broken: AtomicBool,
     vitals: Vitals,
-    epoch: Instant,
-    /// Milliseconds after `epoch` at which the key file was last looked at.
-    looked: AtomicU64,
 }
 
 /// What tells whether a file was changed.
@@ -145,8 +142,6 @@ impl Link {
             done: Condvar::new(),
             broken: AtomicBool::new(false),
             vitals: Vitals::default(),
-            epoch: Instant::now(),
-            looked: AtomicU64::new(0),
         })
     }
 
@@ -768,7 +763,12 @@ impl Link {
         let mut pause = PAUSES[0];
         // The first lookup finds a connection.
         let mut begins = true;
+        let mut looked = Instant::now();
         loop {
+            if looked.elapsed() >= LOOK_AT_KEYS {
+                self.look_at_keys();
+                looked = Instant::now();
+            }
             let mut state = self.state();
             if state.process != process {
                 return;
@@ -776,7 +776,6 @@ impl Link {
             if !begins && !state.broken && state.wanted <= state.idle.len() {
                 let waited = self.to_mend.wait_timeout(state, LOOK_AT_KEYS);
                 drop(waited.unwrap_or_else(PoisonError::into_inner));
-                self.look_at_keys();
                 continue;
             }
             let was_broken = state.broken;
@@ -814,10 +813,6 @@ impl Link {
 
     /// Takes over the key file if it was changed. One that cannot be read changes nothing.
     fn look_at_keys(&self) {
-        let now = self.epoch.elapsed().as_millis() as u64;
-        if now.saturating_sub(self.looked.swap(now, Relaxed)) < 100 {
-            return;
-        }
         let stamp = stamp(&self.spec);
         let known = self.keys.lock().unwrap_or_else(PoisonError::into_inner).1;
         if stamp == known || stamp == Stamp::default() {
