@@ -527,7 +527,8 @@ impl Context {
     /// Whether an id is taken in the internal cache (ID1).
     pub fn has(&self, version: i32, id: &[u8]) -> bool {
         // Libssl asks of each new id, and of one that was just made up nobody need be asked.
-        id != ISSUED.get() && Key::new(version, id).is_some_and(|key| self.cache().contains(&key))
+        let is_new = self.vouching.load(Relaxed) && id == ISSUED.get();
+        !is_new && Key::new(version, id).is_some_and(|key| self.cache().contains(&key))
     }
 
     /// Whether `session` is the sentinel, with which libssl says that the context ends.
