@@ -3,12 +3,13 @@
  * its own. A client that comes back meets the process that knows its session one time in N.
  *
  *     prefork -cert F -key F [-port P] [-workers N] [-ctx_before_fork] [-tickets] [-tls1_2|-tls1_3]
- *             [-client_ca F] [-early_data BYTES]
+ *             [-client_ca F] [-early_data BYTES] [-serve_before_fork N]
  *
  * It listens on 127.0.0.1 (-port 0: on a free port, which it prints) and answers every request with a line that names
  * the process that answered. A worker that dies is replaced. SIGTERM and SIGINT end all of them, each with a line of
  * what it counted. With -client_ca clients must show a certificate. There are no tickets that carry the session
- * themselves, unless -tickets asks for them.
+ * themselves, unless -tickets asks for them. With -serve_before_fork the parent makes the context and serves N
+ * connections before there are workers.
  *
  *     cc -std=c11 -D_GNU_SOURCE prefork.c -lssl -lcrypto
  */
@@ -33,7 +34,7 @@
 enum { MAX_WORKERS = 64, PATIENCE_S = 5 };
 
 static const char *cert_file, *key_file, *client_ca;
-static int port = 4433, workers = 4, ctx_before_fork, tickets, version, early_bytes;
+static int port = 4433, workers = 4, ctx_before_fork, tickets, version, early_bytes, serve_before_fork;
 
 static SSL_CTX *ctx;
 static int listeners[MAX_WORKERS]; /* one for each worker */
@@ -187,6 +188,20 @@ static void listen_on_port(void)
     fflush(stdout); /* or each worker would print it, too */
 }
 
+/* Threads and connections of a library may exist from here on: the workers inherit what fork leaves of them. */
+static void serve_first(void)
+{
+    struct pollfd incoming[MAX_WORKERS];
+
+    for (int i = 0; i < workers; i++)
+        incoming[i] = (struct pollfd){listeners[i], POLLIN, 0};
+    while (connections < serve_before_fork && poll(incoming, (nfds_t)workers, -1) > 0)
+        for (int i = 0; i < workers; i++)
+            if (incoming[i].revents != 0)
+                serve(accept(listeners[i], NULL, NULL));
+    connections = resumptions = 0;
+}
+
 static void start(int number)
 {
     pids[number] = fork();
@@ -201,7 +216,7 @@ static void start(int number)
 static void usage(void)
 {
     fputs("usage: prefork -cert F -key F [-port P] [-workers N] [-ctx_before_fork] [-tickets] [-tls1_2|-tls1_3]\n"
-          "               [-client_ca F] [-early_data BYTES]\n", stderr);
+          "               [-client_ca F] [-early_data BYTES] [-serve_before_fork N]\n", stderr);
     exit(2);
 }
 
@@ -239,6 +254,8 @@ static void parse(char **arg)
             early_bytes = number(&arg, 0, 4000); /* a request, which is read at once */
         else if (strcmp(*arg, "-ctx_before_fork") == 0)
             ctx_before_fork = 1;
+        else if (strcmp(*arg, "-serve_before_fork") == 0)
+            ctx_before_fork = serve_before_fork = number(&arg, 1, 1000);
         else if (strcmp(*arg, "-tickets") == 0)
             tickets = 1;
         else if (strcmp(*arg, "-tls1_2") == 0)
@@ -273,6 +290,7 @@ int main(int argc, char **argv)
     if (ctx_before_fork)
         make_context();
     listen_on_port();
+    serve_first();
     for (int i = 0; i < workers; i++)
         start(i);
     while (sigwait(&awaited, &signal_number) == 0 && signal_number == SIGCHLD)

@@ -3,11 +3,13 @@
  * was given, and tells how often the server resumed and what a handshake took.
  *
  *     reconnect [-tls1_2|-tls1_3] [-no_ticket] [-n COUNT] [-clients N] [-fresh] [-abrupt] [-early_data]
- *               [-session_out F] [-session_in F] [-servername NAME] [-cert F -key F] [-json] HOST:PORT
+ *               [-race] [-session_out F] [-session_in F] [-servername NAME] [-cert F -key F] [-json] HOST:PORT...
  *
  * Each visit is a GET / and a close_notify; with -abrupt neither. With -fresh no session is offered at all. -early_data
  * sends the request ahead of the handshake where the session allows it. -clients runs so many processes at once, each
- * with its COUNT visits. A server that names the process that answers ("worker PID") has its workers counted. It
+ * with its COUNT visits. Of several servers each visit goes to any one, as behind a load balancer. -race takes COUNT
+ * sessions and shows each to all servers at once, by a process for each server; "once" counts those whose early data
+ * exactly one accepted. A server that names the process that answers ("worker PID") has its workers counted. It
  * measures the server, so it takes care never to lose a session for a reason of its own. Link it with libssl alone.
  * Exit status: 0, 1 if a connection failed, 2 for wrong usage or files.
  */
@@ -32,11 +34,11 @@
 
 enum { HANDSHAKE_MS = 10000, ANSWER_MS = 5000, QUIET_MS = 200, TICKET_MS = 20 };
 
-enum { MAX_CLIENTS = 256 };
+enum { MAX_CLIENTS = 256, MAX_SERVERS = 16 };
 
-static const char *address, *servername, *session_in, *session_out, *cert_file, *key_file;
-static int version, no_ticket, fresh, abrupt, early_data, json;
-static long count = 5, clients = 1;
+static const char *servers[MAX_SERVERS], *servername, *session_in, *session_out, *cert_file, *key_file;
+static int version, no_ticket, fresh, abrupt, early_data, race, json;
+static long count = 5, clients = 1, server_count;
 
 /* What one connection saw; in memory that the clients share. */
 static struct visit {
@@ -126,8 +128,8 @@ static void vanish(SSL *ssl, int fd)
     SSL_set_shutdown(ssl, SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN); /* or SSL_free condemned our session too */
 }
 
-/* One connection. */
-static void visit(SSL_CTX *ctx, struct visit *seen)
+/* One connection to this server. */
+static void visit(SSL_CTX *ctx, struct visit *seen, const char *address)
 {
     SSL *ssl = SSL_new(ctx);
     BIO *tcp = BIO_new_connect(address);
@@ -194,8 +196,8 @@ static double median(double *values, long n)
 static void usage(void)
 {
     fputs("usage: reconnect [-tls1_2|-tls1_3] [-no_ticket] [-n COUNT] [-clients N] [-fresh] [-abrupt] [-early_data]\n"
-          "                 [-session_out F] [-session_in F] [-servername NAME] [-cert F -key F] [-json] HOST:PORT\n",
-          stderr);
+          "                 [-race] [-session_out F] [-session_in F] [-servername NAME] [-cert F -key F] [-json]\n"
+          "                 HOST:PORT...\n", stderr);
     exit(2);
 }
 
@@ -233,6 +235,8 @@ static void parse(char **arg)
             json = 1;
         else if (strcmp(*arg, "-early_data") == 0)
             early_data = 1;
+        else if (strcmp(*arg, "-race") == 0)
+            race = 1;
         else if (strcmp(*arg, "-n") == 0)
             count = number(&arg, 0, 1000000);
         else if (strcmp(*arg, "-clients") == 0)
@@ -247,12 +251,12 @@ static void parse(char **arg)
             session_in = value(&arg);
         else if (strcmp(*arg, "-servername") == 0)
             servername = value(&arg);
-        else if (**arg == '-' || address != NULL)
+        else if (**arg == '-' || server_count == MAX_SERVERS)
             usage();
         else
-            address = *arg;
+            servers[server_count++] = *arg;
     }
-    if (address == NULL || (clients > 1 && session_out != NULL) || (cert_file == NULL) != (key_file == NULL))
+    if (server_count == 0 || (race && clients > 1) || (clients > 1 && session_out != NULL) || (cert_file == NULL) != (key_file == NULL))
         usage();
 }
 
@@ -285,21 +289,17 @@ static void write_session(void)
     BIO_free(file);
 }
 
-/* All clients, each a process with its part of `visits`. What they saw stays there. Returns the seconds it took. */
-static double run_clients(SSL_CTX *ctx)
+/* So many processes that do `body` from the same moment on. What they saw is in `visits`. Returns the seconds it took. */
+static double at_once(SSL_CTX *ctx, long processes, void (*body)(SSL_CTX *ctx, struct visit *seen, long number),
+                      struct visit *seen)
 {
-    double start = now_us();
+    double start;
     int go[2], status;
     char byte;
 
-    if (clients == 1) {
-        for (long i = 0; i <= count; i++)
-            visit(ctx, &visits[i]);
-        return (now_us() - start) / 1e6;
-    }
     if (pipe(go) != 0)
         fail("no pipe");
-    for (long client = 0; client < clients; client++)
+    for (long number = 0; number < processes; number++)
         switch (fork()) {
         case -1:
             fail("cannot fork");
@@ -307,16 +307,70 @@ static double run_clients(SSL_CTX *ctx)
             close(go[1]);
             if (read(go[0], &byte, 1) != 0) /* its end: all of them are there */
                 _exit(2);
-            for (long i = 0; i <= count; i++)
-                visit(ctx, &visits[client * (count + 1) + i]);
+            body(ctx, seen, number);
             _exit(0);
         }
     start = now_us();
+    close(go[0]);
     close(go[1]);
-    for (long client = 0; client < clients; client++)
+    for (long number = 0; number < processes; number++)
         if (wait(&status) < 0 || status != 0)
             fail("a client crashed");
     return (now_us() - start) / 1e6;
+}
+
+/* All visits of one client. */
+static void come_back(SSL_CTX *ctx, struct visit *seen, long client)
+{
+    srandom((unsigned)getpid());
+    for (long i = 0; i <= count; i++)
+        visit(ctx, &seen[client * (count + 1) + i], servers[random() % server_count]);
+}
+
+static double run_clients(SSL_CTX *ctx)
+{
+    double start = now_us();
+
+    if (clients > 1)
+        return at_once(ctx, clients, come_back, visits);
+    come_back(ctx, visits, 0);
+    return (now_us() - start) / 1e6;
+}
+
+static void race_to(SSL_CTX *ctx, struct visit *seen, long server)
+{
+    visit(ctx, &seen[server], servers[server]);
+}
+
+/* Returns the seconds that the races alone took. */
+static double run_races(SSL_CTX *ctx)
+{
+    double seconds = 0;
+    struct visit first;
+
+    for (long i = 0; i < count; i++) {
+        keep(NULL);
+        visit(ctx, &first, servers[i % server_count]);
+        if (newest == NULL)
+            fail("the server gave no session to race with");
+        seconds += at_once(ctx, server_count, race_to, &visits[i * server_count]);
+    }
+    return seconds;
+}
+
+/* Races whose early data was accepted by one server and no other. */
+static long count_once(void)
+{
+    long once = 0;
+
+    for (long i = 0; race && i < count; i++) {
+        int accepted = 0;
+
+        for (long server = 0; server < server_count; server++)
+            accepted += visits[i * server_count + server].early;
+        once += accepted == 1;
+    }
+    return once;
 }
 
 static int by_worker(const void *a, const void *b)
@@ -341,13 +395,13 @@ static long count_workers(long total)
 int main(int argc, char **argv)
 {
     long total, full = 0, resumed = 0, failed = 0, early = 0;
-    double seconds, *full_us, *resumed_us;
+    double seconds, slowest = 0, *full_us, *resumed_us;
     SSL_CTX *ctx = SSL_CTX_new(TLS_client_method());
 
     (void)argc;
     parse(argv);
     signal(SIGPIPE, SIG_IGN);
-    total = clients * (count + 1);
+    total = race ? count * server_count : clients * (count + 1);
     full_us = calloc((size_t)total, sizeof *full_us);
     resumed_us = calloc((size_t)total, sizeof *resumed_us);
     visits = mmap(NULL, (size_t)total * sizeof *visits, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -369,11 +423,12 @@ int main(int argc, char **argv)
     if (session_in != NULL)
         read_session();
 
-    seconds = run_clients(ctx);
+    seconds = race ? run_races(ctx) : run_clients(ctx);
     for (long i = 0; i < total; i++) {
         const struct visit *seen = &visits[i];
 
         early += seen->early;
+        slowest = seen->us > slowest ? seen->us : slowest;
         if (seen->outcome < 0)
             failed++;
         else if (seen->outcome)
@@ -385,11 +440,12 @@ int main(int argc, char **argv)
         write_session();
 
     printf(json ? "{\"connections\": %ld, \"full\": %ld, \"resumed\": %ld, \"failed\": %ld, \"full_us\": %.0f, "
-                  "\"resumed_us\": %.0f, \"per_second\": %.0f, \"early\": %ld, \"workers\": %ld}\n"
-                : "connections=%ld full=%ld resumed=%ld failed=%ld full_us=%.0f resumed_us=%.0f per_second=%.0f "
-                  "early=%ld workers=%ld\n",
-           total, full, resumed, failed, median(full_us, full), median(resumed_us, resumed),
-           (double)total / seconds, early, count_workers(total));
+                  "\"resumed_us\": %.0f, \"slowest_ms\": %.0f, \"per_second\": %.0f, \"early\": %ld, \"once\": %ld, "
+                  "\"workers\": %ld}\n"
+                : "connections=%ld full=%ld resumed=%ld failed=%ld full_us=%.0f resumed_us=%.0f slowest_ms=%.0f "
+                  "per_second=%.0f early=%ld once=%ld workers=%ld\n",
+           total, full, resumed, failed, median(full_us, full), median(resumed_us, resumed), slowest / 1e3,
+           (double)total / seconds, early, count_once(), count_workers(total));
     keep(NULL);
     free(full_us);
     free(resumed_us);
