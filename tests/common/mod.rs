@@ -116,11 +116,16 @@ pub fn free_port() -> u16 {
 
 /// A group of its own, to be killed as a whole; and the kernel ends it when the test dies before it could.
 fn isolate(command: &mut Command) {
+    isolate_by(command, libc::SIGTERM);
+}
+
+/// With this signal when the test dies, which is when the thread does that starts it.
+pub fn isolate_by(command: &mut Command, signal: i32) {
     command.process_group(0);
     // SAFETY: prctl is a plain system call, allowed between fork and exec.
     unsafe {
-        command.pre_exec(|| {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+        command.pre_exec(move || {
+            libc::prctl(libc::PR_SET_PDEATHSIG, signal);
             Ok(())
         });
     }
@@ -364,6 +369,10 @@ pub struct Reuse {
     pub failed: u64,
     /// Connections whose early data was accepted.
     pub early: u64,
+    /// Sessions of a race whose early data was accepted by one server and no other.
+    pub once: u64,
+    /// Of the handshakes that succeeded; milliseconds.
+    pub slowest_ms: u64,
     /// Processes that answered, if the server names them.
     pub workers: u64,
 }
@@ -387,8 +396,13 @@ pub fn compiled(source: &str) -> PathBuf {
 /// Visits the server with c_tests/tools/reconnect.c: one connection, then COUNT (`-n COUNT` of `args`) more, each
 /// offering the newest session.
 pub fn reconnect(port: u16, args: &[&str]) -> Reuse {
+    reconnect_to(&[port], args)
+}
+
+/// Of several servers each visit goes to any one.
+pub fn reconnect_to(ports: &[u16], args: &[&str]) -> Reuse {
     let mut command = Command::new(compiled("c_tests/tools/reconnect.c"));
-    command.env_remove("LD_PRELOAD").args(args).arg(format!("127.0.0.1:{port}"));
+    command.env_remove("LD_PRELOAD").args(args).args(ports.iter().map(|port| format!("127.0.0.1:{port}")));
     let output = run(&mut command); // it fails when a connection failed, which is for the caller to judge
     let line = text(&output.stdout);
     let number = |name: &str| -> u64 {
@@ -402,6 +416,8 @@ pub fn reconnect(port: u16, args: &[&str]) -> Reuse {
         resumed: number("resumed"),
         failed: number("failed"),
         early: number("early"),
+        once: number("once"),
+        slowest_ms: number("slowest_ms"),
         workers: number("workers"),
     };
     if reuse.failed > 0 {

@@ -1,0 +1,3 @@
+//! x
+mod common;
+mod redis_world;
