@@ -1,3 +1,869 @@
-//! x
+//! One cache for a fleet. Two "machines", each a server of two processes, share what real Redis servers keep: a client
+//! that returns to any of them resumes, early data is accepted once in the whole fleet, and whatever happens to Redis
+//! or to what it holds, no handshake fails, none waits for long, and nothing is resumed that should not be.
+
 mod common;
 mod redis_world;
+
+use common::{compiled, free_port, openssl, reconnect, reconnect_to, succeed, Keeper, Reuse, Sandbox, Server, Stats};
+use redis_world::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const VERSIONS: [&str; 2] = ["-tls1_2", "-tls1_3"];
+const MACHINES: usize = 2;
+const WORKERS: u64 = 2;
+
+/// No handshake takes longer, whatever becomes of Redis: the deadline of a lookup, and what a busy machine adds.
+const SLOWEST_MS: u64 = 20 + 500;
+
+// ---- The fleet ------------------------------------------------------------------------------------------------
+
+/// What the machines have in common: a certificate and a key file.
+struct Fleet {
+    sandbox: Sandbox,
+    key: String,
+}
+
+impl Fleet {
+    fn new() -> Fleet {
+        let sandbox = Sandbox::new();
+        let key = key_file(&sandbox, "key", &[1]);
+        sandbox.certificate();
+        Fleet { sandbox, key }
+    }
+
+    /// For REPRISE_CACHE: the servers, as a URL without parameters, and more parameters, each behind its `&`.
+    fn url(&self, servers: &str, more: &str) -> String {
+        format!("{servers}?key={}{more}", self.key)
+    }
+
+    fn url_of(&self, address: &str) -> String {
+        self.url(&format!("redis://{address}/0"), "")
+    }
+
+    /// examples/prefork.c, on libssl alone or with this cache.
+    fn machine(&self, cache: Option<&str>, args: &[&str]) -> Server {
+        let (cert, key) = self.sandbox.certificate();
+        let port = free_port();
+        let mut command = Command::new(compiled("examples/prefork.c"));
+        command.args(["-port", &port.to_string(), "-workers", &WORKERS.to_string()]);
+        command.arg("-cert").arg(cert).arg("-key").arg(key).args(args);
+        let keeper = if cache.is_some() { Keeper::StockLike } else { Keeper::Stock };
+        keeper.apply(&mut command, &self.sandbox.file(&format!("stats-{port}")));
+        command.envs(cache.map(|cache| ("REPRISE_CACHE", cache)));
+        Server::start(&mut command, &self.sandbox, port)
+    }
+
+    fn machines(&self, cache: Option<&str>, args: &[&str]) -> [Server; MACHINES] {
+        std::array::from_fn(|_| self.machine(cache, args))
+    }
+
+    fn stats(&self, machine: &Server) -> Stats {
+        Stats::read(&self.sandbox.file(&format!("stats-{}", machine.port)))
+    }
+
+    /// Of all these machines.
+    fn count(&self, machines: &[Server], counter: &str) -> u64 {
+        machines.iter().map(|machine| self.stats(machine)[counter]).sum()
+    }
+
+    /// A new session of this machine, in a file.
+    fn session(&self, machine: &Server, version: &str, name: &str) -> String {
+        let file = self.sandbox.file(name).to_str().unwrap().to_owned();
+        let first = reconnect(machine.port, &[version, "-n", "0", "-session_out", &file]);
+        assert_eq!((first.full, first.failed), (1, 0), "{version}: {first:?}");
+        file
+    }
+}
+
+fn ports(machines: &[Server]) -> Vec<u16> {
+    machines.iter().map(|machine| machine.port).collect()
+}
+
+/// They are still there, and end well.
+fn stop(machines: impl IntoIterator<Item = Server>) {
+    for mut machine in machines {
+        machine.assert_alive();
+        assert!(machine.stop(libc::SIGTERM).success(), "a server did not end well");
+    }
+}
+
+/// Offers a session once.
+fn offer(machine: &Server, version: &str, session: &str, more: &[&str]) -> Reuse {
+    let reuse = reconnect(machine.port, &[&[version, "-n", "0", "-session_in", session], more].concat());
+    assert_eq!(reuse.failed, 0, "{reuse:?}");
+    reuse
+}
+
+fn resumes(machine: &Server, version: &str, session: &str) -> bool {
+    offer(machine, version, session, &[]).resumed == 1
+}
+
+fn percent(reuse: Reuse, clients: u64) -> u64 {
+    reuse.resumed * 100 / (reuse.full + reuse.resumed + reuse.failed - clients)
+}
+
+// ---- Resumption across machines ---------------------------------------------------------------------------------
+
+/// 200 reconnects, each to any of the machines. One of four processes knows the client on libssl alone; with this cache
+/// all do.
+fn resumes_across_machines(fleet: &Fleet, cache: &str) {
+    for version in VERSIONS {
+        let visit = |cache: Option<&str>| {
+            let machines = fleet.machines(cache, &[]);
+            let reuse = reconnect_to(&ports(&machines), &[version, "-n", "200"]);
+            let processes = MACHINES as u64 * WORKERS;
+            assert_eq!((reuse.failed, reuse.workers), (0, processes), "{version}: {reuse:?}");
+            let hits = cache.map(|_| fleet.count(&machines, "hits"));
+            stop(machines);
+            (percent(reuse, 1), reuse, hits)
+        };
+        let ((stock, ..), (shared, reuse, hits)) = (visit(None), visit(Some(cache)));
+        println!("{version}: stock resumes {stock} %, Reprise {shared} %, {} ms at most", reuse.slowest_ms);
+        assert!(stock < 50, "{version}: this would not need Reprise: {stock} %");
+        assert!(shared >= 99, "{version}: {reuse:?}");
+        assert!(hits >= Some(reuse.resumed), "{version}: {hits:?} hits of the cache, {reuse:?}");
+    }
+}
+
+#[test]
+fn over_tcp() {
+    let fleet = Fleet::new();
+    let redis = Redis::start(&fleet.sandbox, &[]);
+    resumes_across_machines(&fleet, &fleet.url_of(&redis.address()));
+    assert!(!redis.keys().is_empty());
+}
+
+#[test]
+fn over_tcp_with_a_password() {
+    let fleet = Fleet::new();
+    let redis = Redis::start(&fleet.sandbox, &["requirepass open:s@same/%"]);
+    let url = format!("redis://:open%3As%40same%2F%25@{}/3", redis.address());
+    resumes_across_machines(&fleet, &fleet.url(&url, ""));
+    assert!(redis.info("keyspace").contains_key("db3"), "{:?}", redis.info("keyspace"));
+}
+
+/// Who may use nothing but the keys with the prefix.
+#[test]
+fn over_tcp_as_a_user() {
+    let fleet = Fleet::new();
+    let user = "user web on >secret resetkeys ~fleet:* -@all +@read +@write +@connection +@scripting +@transaction";
+    let redis = Redis::start(&fleet.sandbox, &["user default off", user]);
+    let url = format!("redis://web:secret@{}/0", redis.address());
+    resumes_across_machines(&fleet, &fleet.url(&url, "&prefix=fleet:"));
+    assert!(redis.keys().iter().all(|key| key.starts_with(b"fleet:")));
+}
+
+#[test]
+fn over_tls_with_a_client_certificate() {
+    let fleet = Fleet::new();
+    let certificates = Certificates::new(&fleet.sandbox);
+    let redis = Redis::with_tls(&fleet.sandbox, &certificates, &[]);
+    let of = |name: &str| certificates.file(name);
+    let more = format!("&ca={}&cert={}&cert-key={}", of("ca.pem"), of("client.pem"), of("client.key"));
+    resumes_across_machines(&fleet, &fleet.url(&format!("rediss://{}/0", redis.address()), &more));
+}
+
+/// A server that another CA certified is none, and who shows the certificate of another CA is no client: no handshake
+/// fails for that.
+#[test]
+fn tls_with_strangers_shares_nothing() {
+    let fleet = Fleet::new();
+    let certificates = Certificates::new(&fleet.sandbox);
+    let redis = Redis::with_tls(&fleet.sandbox, &certificates, &[]);
+    let of = |name: &str| certificates.file(name);
+    for (ca, client) in [("other-ca", "client"), ("ca", "stranger")] {
+        let (ca, cert, key) = (of(&format!("{ca}.pem")), of(&format!("{client}.pem")), of(&format!("{client}.key")));
+        let more = format!("&ca={ca}&cert={cert}&cert-key={key}");
+        let url = fleet.url(&format!("rediss://{}/0", redis.address()), &more);
+        let machines = fleet.machines(Some(&url), &[]);
+        let reuse = reconnect_to(&ports(&machines), &["-n", "50"]);
+        assert_eq!((reuse.failed, redis.keys().len()), (0, 0), "{client}: {reuse:?}");
+        assert!(percent(reuse, 1) < 60, "{client}: {reuse:?}");
+        stop(machines);
+    }
+}
+
+#[test]
+fn over_a_unix_socket() {
+    let fleet = Fleet::new();
+    let redis = Redis::start(&fleet.sandbox, &[]);
+    resumes_across_machines(&fleet, &fleet.url(&format!("redis+unix://{}", redis.socket.display()), ""));
+    assert!(!redis.keys().is_empty());
+}
+
+#[test]
+fn on_a_cluster() {
+    let fleet = Fleet::new();
+    let cluster = Cluster::start(&fleet.sandbox, false, &[]);
+    resumes_across_machines(&fleet, &fleet.url(&format!("redis+cluster://{}", cluster.addresses()), ""));
+    let used = cluster.nodes.iter().filter(|node| !node.keys().is_empty()).count();
+    assert_eq!(used, 3, "sessions are spread over the nodes");
+}
+
+/// What was cached before the master is killed is resumed from the one that takes over.
+#[test]
+fn on_sentinels_across_a_failover() {
+    let fleet = Fleet::new();
+    let sentinels = Sentinels::start(&fleet.sandbox, &[]);
+    let url = fleet.url(&format!("redis+sentinel://{}/fleet", sentinels.addresses()), "");
+    resumes_across_machines(&fleet, &url);
+    let machines = fleet.machines(Some(&url), &[]);
+    let before = VERSIONS.map(|version| (version, fleet.session(&machines[0], version, &format!("before{version}"))));
+    let master = sentinels.master();
+    let replicas = || master.info("replication").values().filter(|value| value.contains("state=online")).count();
+    wait_until("the records are there", || !master.keys().is_empty());
+    assert_eq!(replicas(), 2);
+    master.cli(&["WAIT", "2", "5000"]);
+    sentinels.fail_over();
+    wait_until("resumption is back", || percent(reconnect_to(&ports(&machines), &["-n", "20"]), 1) >= 99);
+    for (version, session) in before {
+        assert!(resumes(&machines[1], version, &session), "{version}: lost with the master");
+    }
+    for version in VERSIONS {
+        let reuse = reconnect_to(&ports(&machines), &[version, "-n", "200"]);
+        assert!(reuse.failed == 0 && percent(reuse, 1) >= 99, "{version}: {reuse:?}");
+    }
+    stop(machines);
+}
+
+// ---- Faults under load ------------------------------------------------------------------------------------------
+
+/// Clients of both versions of TLS that come back all the time, in rounds.
+struct Load {
+    ended: Arc<AtomicBool>,
+    rounds: Arc<Mutex<Vec<Round>>>,
+    threads: Vec<thread::JoinHandle<()>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Round {
+    version: &'static str,
+    began: Instant,
+    ended: Instant,
+    reuse: Reuse,
+}
+
+impl Round {
+    const CLIENTS: u64 = 2;
+
+    fn percent(&self) -> u64 {
+        percent(self.reuse, Round::CLIENTS)
+    }
+}
+
+impl Load {
+    fn start(ports: &[u16]) -> Load {
+        let mut load = Load { ended: Arc::default(), rounds: Arc::default(), threads: Vec::new() };
+        for version in VERSIONS {
+            let (ports, ended, rounds) = (ports.to_vec(), load.ended.clone(), load.rounds.clone());
+            load.threads.push(thread::spawn(move || {
+                while !ended.load(SeqCst) {
+                    let began = Instant::now();
+                    let clients = Round::CLIENTS.to_string();
+                    let reuse = reconnect_to(&ports, &[version, "-n", "20", "-clients", &clients]);
+                    rounds.lock().unwrap().push(Round { version, began, ended: Instant::now(), reuse });
+                }
+            }));
+        }
+        load
+    }
+
+    /// That began and ended in this time.
+    fn rounds(&self, from: Instant, to: Instant) -> Vec<Round> {
+        let rounds = self.rounds.lock().unwrap();
+        rounds.iter().filter(|round| round.began >= from && round.ended <= to).copied().collect()
+    }
+
+    /// How long it takes from now on until nearly all clients of both versions resume.
+    fn wait_for_resumption(&self) -> Duration {
+        let now = Instant::now();
+        for version in VERSIONS {
+            wait_until(&format!("resumption, {version}"), || {
+                self.rounds(now, Instant::now()).iter().any(|round| round.version == version && round.percent() >= 95)
+            });
+        }
+        now.elapsed()
+    }
+
+    fn end(self) -> Vec<Round> {
+        self.ended.store(true, SeqCst);
+        self.threads.into_iter().for_each(|thread| thread.join().unwrap());
+        Arc::try_unwrap(self.rounds).unwrap().into_inner().unwrap()
+    }
+}
+
+/// What a fault does to clients that come back, in the median of rounds.
+#[derive(Debug)]
+struct Report {
+    /// While it lasts, by version of TLS.
+    resumed_percent: BTreeMap<&'static str, u64>,
+    slowest_ms: u64,
+    recovered_after: Duration,
+}
+
+impl Report {
+    /// Redis was of no use while it lasted: or there was no fault. What a process keeps until it is written it knows.
+    fn was_without_redis(&self) -> &Report {
+        assert!(self.resumed_percent.values().all(|percent| *percent < 75), "{self:?}");
+        self
+    }
+
+    fn resumed(&self, version: &str, least: u64) -> &Report {
+        assert!(self.resumed_percent[version] >= least, "{self:?}");
+        self
+    }
+}
+
+/// Under load `fault` happens, lasts a while, and is undone. No handshake fails or waits for long, and it is soon as
+/// it was.
+fn survives(fleet: &Fleet, cache: &str, fault: impl FnOnce(), undo: impl FnOnce()) -> Report {
+    const LASTS: Duration = Duration::from_millis(2000);
+    let machines = fleet.machines(Some(cache), &[]);
+    let load = Load::start(&ports(&machines));
+    load.wait_for_resumption();
+    let stored = fleet.count(&machines, "stored");
+
+    fault();
+    let began = Instant::now();
+    thread::sleep(LASTS);
+    let mut percents: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for round in load.rounds(began, Instant::now()) {
+        percents.entry(round.version).or_default().push(round.percent());
+    }
+    undo();
+    let recovered_after = load.wait_for_resumption();
+
+    let rounds = load.end();
+    let median = |mut values: Vec<u64>| {
+        values.sort_unstable();
+        values[values.len() / 2]
+    };
+    let report = Report {
+        resumed_percent: percents.into_iter().map(|(version, values)| (version, median(values))).collect(),
+        slowest_ms: rounds.iter().map(|round| round.reuse.slowest_ms).max().unwrap(),
+        recovered_after,
+    };
+    let sum = |of: fn(&Reuse) -> u64| rounds.iter().map(|round| of(&round.reuse)).sum::<u64>();
+    println!("{} handshakes, {report:?}", sum(|reuse| reuse.full + reuse.resumed));
+    for machine in &machines {
+        println!("{:?}", fleet.stats(machine));
+    }
+    assert_eq!(report.resumed_percent.len(), VERSIONS.len(), "no round while it lasted");
+    assert_eq!(sum(|reuse| reuse.failed), 0, "handshakes failed");
+    assert!(report.slowest_ms <= SLOWEST_MS, "{report:?}");
+    assert!(report.recovered_after < Duration::from_secs(10), "{report:?}");
+    let count = |counter| fleet.count(&machines, counter);
+    assert!(count("hits") >= sum(|reuse| reuse.resumed), "{} hits", count("hits"));
+    assert!(count("stored") > stored, "none was stored since");
+    stop(machines);
+    report
+}
+
+/// Between the machines and Redis.
+fn survives_on_the_way(mode: Mode) -> Report {
+    let fleet = Fleet::new();
+    let redis = Redis::start(&fleet.sandbox, &[]);
+    let proxy = Proxy::start(redis.port);
+    let url = fleet.url_of(&proxy.address());
+    let report = survives(&fleet, &url, || proxy.set(mode), || proxy.set(Mode::Pass));
+    println!("{} connections to Redis, {} requests", proxy.connections(), proxy.requests());
+    report
+}
+
+#[test]
+fn redis_is_killed_and_started_again() {
+    let fleet = Fleet::new();
+    let redis = Redis::start(&fleet.sandbox, &[]);
+    survives(&fleet, &fleet.url_of(&redis.address()), || redis.kill(), || redis.restart()).was_without_redis();
+}
+
+#[test]
+fn redis_is_paused() {
+    let fleet = Fleet::new();
+    let redis = Redis::start(&fleet.sandbox, &[]);
+    survives(&fleet, &fleet.url_of(&redis.address()), || redis.pause(), || redis.resume()).was_without_redis();
+}
+
+#[test]
+fn redis_is_flushed() {
+    let fleet = Fleet::new();
+    let redis = Redis::start(&fleet.sandbox, &[]);
+    let flush = || {
+        for _ in 0..10 {
+            redis.flush();
+            thread::sleep(Duration::from_millis(20));
+        }
+    };
+    survives(&fleet, &fleet.url_of(&redis.address()), flush, || {});
+}
+
+#[test]
+fn a_full_redis_refuses() {
+    let fleet = Fleet::new();
+    let redis = Redis::start(&fleet.sandbox, &["maxmemory-policy noeviction"]);
+    survives(&fleet, &fleet.url_of(&redis.address()), || redis.fill(0), || redis.make_room());
+    assert!(redis.info("errorstats").contains_key("errorstat_OOM"), "nothing was refused");
+}
+
+#[test]
+fn a_full_redis_evicts() {
+    let fleet = Fleet::new();
+    let redis = Redis::start(&fleet.sandbox, &["maxmemory-policy volatile-ttl"]);
+    survives(&fleet, &fleet.url_of(&redis.address()), || redis.fill(20_000), || redis.make_room());
+    assert_ne!(redis.info("stats")["evicted_keys"], "0", "nothing was evicted");
+}
+
+#[test]
+fn sentinels_fail_over_under_load() {
+    let fleet = Fleet::new();
+    let sentinels = Sentinels::start(&fleet.sandbox, &[]);
+    let url = fleet.url(&format!("redis+sentinel://{}/fleet", sentinels.addresses()), "");
+    survives(&fleet, &url, || sentinels.fail_over(), || {});
+}
+
+#[test]
+fn a_cluster_fails_over_under_load() {
+    let fleet = Fleet::new();
+    let cluster = Cluster::start(&fleet.sandbox, true, &[]);
+    let url = fleet.url(&format!("redis+cluster://{}", cluster.addresses()), "");
+    survives(&fleet, &url, || cluster.fail_over(), || {});
+}
+
+#[test]
+fn redis_answers_garbage() {
+    survives_on_the_way(Mode::Garbage).was_without_redis();
+}
+
+#[test]
+fn values_arrive_garbled() {
+    survives_on_the_way(Mode::Garbled).was_without_redis();
+}
+
+/// Below the deadline of a lookup. A TLS 1.3 client's next ticket may still be on its way to Redis when it returns.
+#[test]
+fn redis_is_slow() {
+    survives_on_the_way(Mode::Delay(Duration::from_millis(5))).resumed("-tls1_2", 90);
+}
+
+/// Beyond it.
+#[test]
+fn redis_is_too_slow() {
+    survives_on_the_way(Mode::Delay(Duration::from_millis(200))).was_without_redis();
+}
+
+#[test]
+fn redis_never_answers() {
+    survives_on_the_way(Mode::Hold).was_without_redis();
+}
+
+#[test]
+fn connections_are_cut_after_the_request() {
+    survives_on_the_way(Mode::Cut).was_without_redis();
+}
+
+#[test]
+fn connections_are_refused() {
+    survives_on_the_way(Mode::Refuse).was_without_redis();
+}
+
+// ---- What lies in Redis -----------------------------------------------------------------------------------------
+
+/// What are sessions among the keys, by their size, with their values.
+fn records(redis: &Redis) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let values = redis.keys().into_iter().filter_map(|key| Some((key.clone(), redis.get(&key)?)));
+    values.filter(|(_, value)| value.len() >= 100).collect()
+}
+
+/// What `action` put there, at least `least`.
+fn new_records<T>(redis: &Redis, least: usize, action: impl FnOnce() -> T) -> (T, BTreeMap<Vec<u8>, Vec<u8>>) {
+    let before = records(redis);
+    let done = action();
+    let mut new = BTreeMap::new();
+    wait_until("the records are in Redis", || {
+        new = records(redis);
+        new.retain(|key, _| !before.contains_key(key));
+        new.len() >= least
+    });
+    (done, new)
+}
+
+/// A TLS 1.2 session is one record; a server gives a TLS 1.3 client two tickets.
+fn records_of(version: &str) -> usize {
+    if version == "-tls1_2" {
+        1
+    } else {
+        2
+    }
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
+}
+
+#[test]
+fn redis_learns_nothing_and_keeps_nothing_for_ever() {
+    let fleet = Fleet::new();
+    let redis = Redis::start(&fleet.sandbox, &[]);
+    let machine = fleet.machine(Some(&fleet.url_of(&redis.address())), &[]);
+    for version in VERSIONS {
+        let (session, records) =
+            new_records(&redis, records_of(version), || fleet.session(&machine, version, &format!("secret{version}")));
+        let text = succeed(Command::new(openssl()).args(["sess_id", "-noout", "-text", "-in", &session]));
+        let mut secrets = Vec::new();
+        for name in ["Master-Key", "Resumption PSK", "Session-ID"] {
+            let hex = text.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(": "));
+            secrets.extend(hex.filter(|hex| !hex.is_empty()).map(str::to_owned));
+        }
+        assert!(!secrets.is_empty(), "{text}");
+        for (key, value) in &records {
+            for hex in &secrets {
+                let bytes: Vec<u8> =
+                    (0..hex.len() / 2).map(|at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).unwrap()).collect();
+                for secret in [hex.as_bytes(), hex.to_lowercase().as_bytes(), &bytes] {
+                    // A few bytes of it would be too many.
+                    for part in secret.chunks_exact(8) {
+                        assert!(!contains(key, part) && !contains(value, part), "{version}: {hex}");
+                    }
+                }
+            }
+        }
+    }
+    for key in redis.keys() {
+        let left = redis.call(&[b"TTL", &key]);
+        assert!(matches!(left, Answer::Number(1..)), "{}: {left:?}", common::text(&key));
+    }
+    stop([machine]);
+}
+
+/// Each byte of a record counts, its length, too. What Redis held before is resumed again, so that it is known why the
+/// others were not.
+#[test]
+fn a_record_with_a_bit_flipped_is_not_resumed() {
+    let fleet = Fleet::new();
+    let redis = Redis::start(&fleet.sandbox, &[]);
+    let url = fleet.url_of(&redis.address());
+    let [one, other] = fleet.machines(Some(&url), &[]);
+    for (version, step) in [("-tls1_2", 1), ("-tls1_3", 7)] {
+        let (session, records) =
+            new_records(&redis, records_of(version), || fleet.session(&one, version, &format!("session{version}")));
+        let refused = |what: &str, change: &dyn Fn(&[u8]) -> Vec<u8>| {
+            records.iter().for_each(|(key, value)| redis.set(key, &change(value)));
+            assert!(!resumes(&other, version, &session), "{version}: {what}");
+        };
+        let accepted = |what: &str| {
+            records.iter().for_each(|(key, value)| redis.set(key, value));
+            assert!(resumes(&other, version, &session), "{version}: {what}");
+        };
+        accepted("untouched");
+        let length = records.values().map(Vec::len).max().unwrap();
+        for at in (0..length).step_by(step) {
+            refused(&format!("byte {at} of {length}"), &|value| {
+                let mut value = value.to_vec();
+                let at = at % value.len();
+                value[at] ^= 1 << (at % 8);
+                value
+            });
+            if at % 50 == 0 {
+                accepted("untouched, between");
+            }
+        }
+        for shorter in [0, 1, 10, length / 2, length - 1] {
+            refused(&format!("{shorter} bytes of {length}"), &|value| value[..shorter.min(value.len() - 1)].to_vec());
+        }
+        refused("longer", &|value| [value, b"\0"].concat());
+        refused("twice", &|value| [value, value].concat());
+        accepted("as it was");
+    }
+    stop([one, other]);
+}
+
+#[test]
+fn a_record_under_another_name_is_not_resumed() {
+    let fleet = Fleet::new();
+    let redis = Redis::start(&fleet.sandbox, &[]);
+    let url = fleet.url_of(&redis.address());
+    let [one, other] = fleet.machines(Some(&url), &[]);
+    for version in VERSIONS {
+        let make = |name: &str| {
+            new_records(&redis, records_of(version), || fleet.session(&one, version, &format!("{name}{version}")))
+        };
+        let ((first, its), (second, others)) = (make("first"), make("second"));
+        for ((key, value), (other_key, other_value)) in its.iter().zip(&others) {
+            redis.set(key, other_value);
+            redis.set(other_key, value);
+        }
+        assert!(!resumes(&other, version, &first) && !resumes(&other, version, &second), "{version}: swapped");
+        its.iter().chain(&others).for_each(|(key, value)| redis.set(key, value));
+        assert!(resumes(&other, version, &first) && resumes(&other, version, &second), "{version}: as they were");
+    }
+    stop([one, other]);
+}
+
+/// PREFIX{SERVICE-BUCKET}:NAME
+fn service_in(key: &[u8]) -> String {
+    let key = common::text(key);
+    let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag);
+    tag.and_then(|tag| tag.rsplit_once('-')).unwrap_or_else(|| panic!("{key} names no service")).0.to_owned()
+}
+
+/// Two services of the same fleet, with the same keys.
+#[test]
+fn a_record_of_another_service_is_not_resumed() {
+    let (fleet, foreign) = (Fleet::new(), Fleet::new());
+    let redis = Redis::start(&fleet.sandbox, &[]);
+    let url = fleet.url_of(&redis.address());
+    let (ours, theirs) = (fleet.machine(Some(&url), &[]), foreign.machine(Some(&url), &[]));
+    for version in VERSIONS {
+        let make = |fleet: &Fleet, machine: &Server| {
+            new_records(&redis, records_of(version), || fleet.session(machine, version, &format!("session{version}")))
+        };
+        let ((session, records), (their_session, their_records)) = (make(&fleet, &ours), make(&foreign, &theirs));
+        let (service, their_service) =
+            (service_in(records.keys().next().unwrap()), service_in(their_records.keys().next().unwrap()));
+        assert_ne!(service, their_service);
+        // Under the name that it has here, or would have there.
+        for ((key, value), their_key) in records.iter().zip(their_records.keys()) {
+            redis.set(their_key, value);
+            redis.set(common::text(key).replace(&service, &their_service).as_bytes(), value);
+        }
+        assert!(!resumes(&theirs, version, &session), "{version}: crossed");
+        assert!(!resumes(&theirs, version, &their_session), "{version}: exchanged");
+        their_records.iter().for_each(|(key, value)| redis.set(key, value));
+        let [ours_too, theirs_too] = [fleet.machine(Some(&url), &[]), foreign.machine(Some(&url), &[])];
+        assert!(resumes(&ours_too, version, &session), "{version}: its own");
+        assert!(resumes(&theirs_too, version, &their_session), "{version}: its own");
+    }
+    stop([ours, theirs]);
+}
+
+/// A fatal alert costs the session; who brings its record back does not bring the session back.
+#[test]
+fn a_removed_record_that_returns_is_not_resumed() {
+    let fleet = Fleet::new();
+    let redis = Redis::start(&fleet.sandbox, &[]);
+    let machine = fleet.machine(Some(&fleet.url_of(&redis.address())), &["-workers", "1"]);
+    let (session, records) = new_records(&redis, 1, || fleet.session(&machine, "-tls1_2", "session"));
+    assert!(resumes(&machine, "-tls1_2", &session));
+    assert_eq!(offer(&machine, "-tls1_2", &session, &["-abrupt"]).resumed, 1);
+    wait_until("it is removed", || records.keys().all(|key| redis.get(key).is_none()));
+    assert!(!resumes(&machine, "-tls1_2", &session), "it is gone");
+    for _ in 0..5 {
+        records.iter().for_each(|(key, value)| redis.set(key, value));
+        assert!(!resumes(&machine, "-tls1_2", &session), "it came back");
+    }
+    stop([machine]);
+}
+
+#[test]
+fn a_ticket_whose_record_returns_is_not_accepted_again() {
+    let fleet = Fleet::new();
+    let redis = Redis::start(&fleet.sandbox, &[]);
+    let machine = fleet.machine(Some(&fleet.url_of(&redis.address())), &["-workers", "1", "-early_data", "1000"]);
+    for round in 0..5 {
+        let (ticket, records) =
+            new_records(&redis, 2, || fleet.session(&machine, "-tls1_3", &format!("ticket-{round}")));
+        let first = offer(&machine, "-tls1_3", &ticket, &["-early_data"]);
+        assert_eq!((first.resumed, first.early), (1, 1), "{first:?}");
+        assert_eq!(records.keys().filter(|key| redis.get(key).is_none()).count(), 1, "one was taken");
+        for _ in 0..3 {
+            records.iter().for_each(|(key, value)| redis.set(key, value));
+            let again = offer(&machine, "-tls1_3", &ticket, &["-early_data"]);
+            assert_eq!((again.resumed, again.early), (0, 0), "round {round}: {again:?}");
+        }
+    }
+    stop([machine]);
+}
+
+// ---- Keys -------------------------------------------------------------------------------------------------------
+
+#[test]
+fn other_keys_open_nothing() {
+    let fleet = Fleet::new();
+    let redis = Redis::start(&fleet.sandbox, &[]);
+    let other_key = key_file(&fleet.sandbox, "other", &[2]);
+    let url = fleet.url_of(&redis.address());
+    let (one, other) = (fleet.machine(Some(&url), &[]), fleet.machine(Some(&url.replace(&fleet.key, &other_key)), &[]));
+    for version in VERSIONS {
+        let (session, _) =
+            new_records(&redis, records_of(version), || fleet.session(&one, version, &format!("session{version}")));
+        assert!(!resumes(&other, version, &session), "{version}");
+        assert!(resumes(&one, version, &session), "{version}");
+    }
+    stop([one, other]);
+}
+
+/// The file goes from `A` to `A B`, to `B A`, to `B`, and machines are a step apart for a while.
+#[test]
+fn keys_rotate_by_restarts() {
+    let fleet = Fleet::new();
+    let redis = Redis::start(&fleet.sandbox, &[]);
+    let url = fleet.url_of(&redis.address());
+    let steps: [&[u8]; 4] = [&[1], &[1, 2], &[2, 1], &[2]];
+    let machine = |step: usize| {
+        let key = key_file(&fleet.sandbox, &format!("key-{step}"), steps[step]);
+        fleet.machine(Some(&url.replace(&fleet.key, &key)), &[])
+    };
+    for step in 0..3 {
+        let machines = [machine(step), machine(step + 1)];
+        for version in VERSIONS {
+            let reuse = reconnect_to(&ports(&machines), &[version, "-n", "100"]);
+            assert!(reuse.failed == 0 && percent(reuse, 1) >= 99, "{version}, step {step}: {reuse:?}");
+        }
+        stop(machines);
+    }
+}
+
+/// The same without one: a key file that changes is read again.
+#[test]
+fn keys_rotate_under_load() {
+    let fleet = Fleet::new();
+    let redis = Redis::start(&fleet.sandbox, &[]);
+    let machines = fleet.machines(Some(&fleet.url_of(&redis.address())), &[]);
+    let load = Load::start(&ports(&machines));
+    load.wait_for_resumption();
+    let old = fleet.session(&machines[0], "-tls1_2", "old");
+    let began = Instant::now();
+    for keys in [&[1, 2][..], &[2, 1]] {
+        let new = key_file(&fleet.sandbox, "new", keys);
+        fs::rename(new, &fleet.key).unwrap();
+        thread::sleep(Duration::from_secs(3));
+        assert!(resumes(&machines[1], "-tls1_2", &old), "{keys:?}");
+    }
+    let rounds = load.rounds(began, Instant::now());
+    assert!(rounds.iter().all(|round| round.reuse.failed == 0 && round.percent() >= 90), "{rounds:?}");
+    fs::rename(key_file(&fleet.sandbox, "new", &[2]), &fleet.key).unwrap();
+    wait_until("what the old key sealed is lost", || !resumes(&machines[1], "-tls1_2", &old));
+    load.wait_for_resumption();
+    load.end();
+    stop(machines);
+}
+
+// ---- Once, in the whole fleet -----------------------------------------------------------------------------------
+
+/// A ticket is shown to two machines at once: its early data is accepted by one of them, and always by one.
+#[test]
+fn early_data_is_accepted_once() {
+    let tickets: u64 = std::env::var("REPRISE_RACES").map_or(300, |number| number.parse().unwrap());
+    let fleet = Fleet::new();
+    let redis = Redis::start(&fleet.sandbox, &[]);
+    let machines = fleet.machines(Some(&fleet.url_of(&redis.address())), &["-workers", "1", "-early_data", "1000"]);
+    for from in (0..tickets).step_by(1000) {
+        let count = (tickets - from).min(1000);
+        let args = ["-tls1_3", "-race", "-early_data", "-n", &count.to_string()];
+        let race = reconnect_to(&ports(&machines), &args);
+        assert_eq!((race.once, race.early, race.failed), (count, count, 0), "{race:?}");
+        assert_eq!(race.workers, MACHINES as u64, "no race: {race:?}");
+    }
+    println!("{tickets} tickets, taken {} times", fleet.count(&machines, "taken"));
+    stop(machines);
+}
+
+/// Where Redis cannot be asked, or its answer is lost, early data is refused.
+#[test]
+fn early_data_is_never_accepted_twice_whatever_happens_to_redis() {
+    let fleet = Fleet::new();
+    let redis = Redis::start(&fleet.sandbox, &[]);
+    let proxy = Proxy::start(redis.port);
+    let cache = fleet.url_of(&proxy.address());
+    let machines = fleet.machines(Some(&cache), &["-workers", "1", "-early_data", "1000"]);
+    let to = ports(&machines);
+    let racing = thread::spawn(move || reconnect_to(&to, &["-tls1_3", "-race", "-early_data", "-n", "500"]));
+    let modes = [Mode::Cut, Mode::Pass, Mode::Delay(Duration::from_millis(30)), Mode::Hold, Mode::Pass, Mode::Refuse];
+    for mode in modes.iter().cycle() {
+        proxy.set(*mode);
+        thread::sleep(Duration::from_millis(match mode {
+            Mode::Pass => 200,
+            _ => 30,
+        }));
+        if racing.is_finished() {
+            break;
+        }
+    }
+    let race = racing.join().unwrap();
+    println!("{race:?}");
+    assert_eq!((race.early, race.failed), (race.once, 0), "accepted twice, or failed: {race:?}");
+    assert!(race.once > 0, "{race:?}");
+    assert!(race.slowest_ms <= SLOWEST_MS, "{race:?}");
+
+    proxy.set(Mode::Refuse);
+    let race = reconnect_to(&ports(&machines), &["-tls1_3", "-race", "-early_data", "-n", "50"]);
+    assert_eq!((race.early, race.failed), (0, 0), "without Redis: {race:?}");
+    stop(machines);
+}
+
+// ---- What costs no round trip -----------------------------------------------------------------------------------
+
+/// Whatever may look something up.
+fn lookups(redis: &Redis) -> u64 {
+    let names = ["get", "mget", "getdel", "getex", "exists", "eval", "evalsha", "eval_ro", "evalsha_ro", "fcall"];
+    let stats = redis.commandstats();
+    names.iter().filter_map(|name| stats.get(*name)).sum()
+}
+
+/// A client that can do TLS 1.3 proposes a random id when it comes for the first time. None of the fleet issued it.
+#[test]
+fn first_connections_ask_redis_for_nothing() {
+    let fleet = Fleet::new();
+    let redis = Redis::start(&fleet.sandbox, &[]);
+    for server in [&[][..], &["-tls1_2"]] {
+        let machines = fleet.machines(Some(&fleet.url_of(&redis.address())), server);
+        // What a process asks once is not what this is about.
+        assert_eq!(reconnect_to(&ports(&machines), &["-n", "50", "-fresh"]).failed, 0);
+        redis.reset_commandstats();
+        let fresh = reconnect_to(&ports(&machines), &["-n", "249", "-fresh", "-clients", "4"]);
+        assert_eq!((fresh.full, fresh.failed), (1000, 0), "{server:?}: {fresh:?}");
+        assert_eq!(lookups(&redis), 0, "{server:?}: {:?}", redis.commandstats());
+        assert_eq!(reconnect_to(&ports(&machines), &["-n", "20"]).failed, 0);
+        assert!(lookups(&redis) > 0, "{server:?}: who returns is looked up");
+        stop(machines);
+    }
+}
+
+// ---- Fork -------------------------------------------------------------------------------------------------------
+
+/// The sockets of a process that are connected to this port of loopback.
+fn sockets(pid: i32, port: u16) -> BTreeSet<String> {
+    let remote = format!("0100007F:{port:04X}");
+    let table = fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap();
+    let connected = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let connected = connected.filter(|fields| fields.get(2) == Some(&remote.as_str()) && fields[3] == "01");
+    let inodes: BTreeSet<_> = connected.map(|fields| format!("socket:[{}]", fields[9])).collect();
+    let files = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let links = files.filter_map(|file| Some(fs::read_link(file.ok()?.path()).ok()?.to_str()?.to_owned()));
+    links.filter(|link| inodes.contains(link)).collect()
+}
+
+/// The parent has used the cache, has its threads and connections, when it forks.
+#[test]
+fn workers_have_connections_of_their_own() {
+    const FIRST: &str = "21";
+    let fleet = Fleet::new();
+    let redis = Redis::start(&fleet.sandbox, &[]);
+    let machine = fleet.machine(Some(&fleet.url_of(&redis.address())), &["-workers", "4", "-serve_before_fork", FIRST]);
+    let first = reconnect(machine.port, &["-n", "20"]);
+    assert_eq!((first.full, first.resumed, first.workers), (1, 20, 1), "{first:?}");
+    for version in VERSIONS {
+        let reuse = reconnect(machine.port, &[version, "-n", "100", "-clients", "8"]);
+        assert_eq!((reuse.failed, reuse.workers), (0, 4), "{version}: {reuse:?}");
+        assert!(percent(reuse, 8) >= 99, "{version}: {reuse:?}");
+    }
+    let parent = machine.pid();
+    let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap();
+    let pids: Vec<i32> = children.split_whitespace().map(|pid| pid.parse().unwrap()).collect();
+    let all: Vec<_> = pids.iter().chain(&[parent as i32]).map(|pid| sockets(*pid, redis.port)).collect();
+    println!("{all:?}, {} clients", redis.clients().len());
+    for (number, pid) in pids.iter().enumerate() {
+        let others: BTreeSet<_> = (0..all.len()).filter(|at| *at != number).flat_map(|at| &all[at]).collect();
+        assert!(all[number].iter().any(|socket| !others.contains(socket)), "worker {pid} has none of its own: {all:?}");
+    }
+    assert!(redis.clients().len() > pids.len(), "{:?}", redis.clients());
+    assert!(redis.info("errorstats").is_empty(), "{:?}", redis.info("errorstats"));
+    stop([machine]);
+}

@@ -34,6 +34,8 @@ if [ "${1:-}" = --check ]; then
     need haproxy               command -v /usr/sbin/haproxy
     need stunnel4              command -v stunnel
     need postgresql            postgresql
+    need redis-server          command -v redis-server
+    need redis-tools           command -v redis-cli
     need curl                  command -v curl
     need libpython3-testsuite  /usr/bin/python3 -c 'import test.test_ssl'
     need php-cli               command -v php
