@@ -394,7 +394,7 @@ static long count_workers(long total)
 
 int main(int argc, char **argv)
 {
-    long total, full = 0, resumed = 0, failed = 0, early = 0;
+    long total, full = 0, resumed = 0, failed = 0, early = 0, once;
     double seconds, slowest = 0, *full_us, *resumed_us;
     SSL_CTX *ctx = SSL_CTX_new(TLS_client_method());
 
@@ -436,6 +436,7 @@ int main(int argc, char **argv)
         else
             full_us[full++] = seen->us;
     }
+    once = count_once(); /* before the visits are sorted */
     if (session_out != NULL)
         write_session();
 
@@ -445,7 +446,7 @@ int main(int argc, char **argv)
                 : "connections=%ld full=%ld resumed=%ld failed=%ld full_us=%.0f resumed_us=%.0f slowest_ms=%.0f "
                   "per_second=%.0f early=%ld once=%ld workers=%ld\n",
            total, full, resumed, failed, median(full_us, full), median(resumed_us, resumed), slowest / 1e3,
-           (double)total / seconds, early, count_once(), count_workers(total));
+           (double)total / seconds, early, once, count_workers(total));
     keep(NULL);
     free(full_us);
     free(resumed_us);
