@@ -166,7 +166,7 @@ fn over_tls_with_a_client_certificate() {
     let certificates = Certificates::new(&fleet.sandbox);
     let redis = Redis::with_tls(&fleet.sandbox, &certificates, &[]);
     let of = |name: &str| certificates.file(name);
-    let more = format!("&ca={}&cert={}&cert-key={}", of("ca.pem"), of("client.pem"), of("client.key"));
+    let more = format!("&ca={}&cert={}&cert_key={}", of("ca.pem"), of("client.pem"), of("client.key"));
     resumes_across_machines(&fleet, &fleet.url(&format!("rediss://{}/0", redis.address()), &more));
 }
 
@@ -180,7 +180,7 @@ fn tls_with_strangers_shares_nothing() {
     let of = |name: &str| certificates.file(name);
     for (ca, client) in [("other-ca", "client"), ("ca", "stranger")] {
         let (ca, cert, key) = (of(&format!("{ca}.pem")), of(&format!("{client}.pem")), of(&format!("{client}.key")));
-        let more = format!("&ca={ca}&cert={cert}&cert-key={key}");
+        let more = format!("&ca={ca}&cert={cert}&cert_key={key}");
         let url = fleet.url(&format!("rediss://{}/0", redis.address()), &more);
         let machines = fleet.machines(Some(&url), &[]);
         let reuse = reconnect_to(&ports(&machines), &["-n", "50"]);
