@@ -1,7 +1,7 @@
 //! What a fleet's cache costs: `cargo bench --bench redis`, after `cargo build --release`.
 //!
-//! Lookups of the cache alone, and handshakes of a real server whose clients come back, where the cache is in memory, in
-//! shared memory, and in a Redis on this machine; beside a bare GET of as many bytes by the same client crate. All are
+//! Lookups of the cache alone, and handshakes of a real server whose clients come back, where the cache is in memory,
+//! in shared memory, and in a Redis on this machine; beside a bare GET of as many bytes by the same client crate. All are
 //! measured in turn in each round, so that what else the machine does meets all of them, and the median of the rounds
 //! is shown. A Redis elsewhere adds its network's round trip to each lookup.
 
@@ -128,8 +128,8 @@ fn lookups(lookup: &mut dyn FnMut(u64), seed: u64) -> [f64; 2] {
     [0.5, 0.99].map(|part| times[(part * LOOKUPS as f64) as usize].as_secs_f64() * 1e6)
 }
 
-/// Of one process, a second, for TLS 1.2 and 1.3. A TLS 1.2 client returns with the same session all the time, a TLS 1.3
-/// client with a ticket it has just been given.
+/// Of one process, a second, for TLS 1.2 and 1.3. A TLS 1.2 client returns with the same session all the time, a TLS
+/// 1.3 client with a ticket it has just been given.
 fn handshakes(sandbox: &Sandbox, url: &str) -> [f64; 2] {
     let (cert, key) = sandbox.certificate();
     ["-tls1_2", "-tls1_3"].map(|version| {

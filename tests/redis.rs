@@ -19,6 +19,9 @@ const VERSIONS: [&str; 2] = ["-tls1_2", "-tls1_3"];
 const MACHINES: usize = 2;
 const WORKERS: u64 = 2;
 
+/// Who comes back at once, and to another machine, may be faster than what is written behind. Milliseconds.
+const PAUSE: [&str; 2] = ["-pause", "5"];
+
 /// No handshake takes longer, whatever becomes of Redis: the deadline of a lookup, and what a busy machine adds.
 const SLOWEST_MS: u64 = 20 + 500;
 
@@ -117,7 +120,7 @@ fn resumes_across_machines(fleet: &Fleet, cache: &str) {
     for version in VERSIONS {
         let visit = |cache: Option<&str>| {
             let machines = fleet.machines(cache, &[]);
-            let reuse = reconnect_to(&ports(&machines), &[version, "-n", "200"]);
+            let reuse = reconnect_to(&ports(&machines), &[&[version, "-n", "200"], &PAUSE[..]].concat());
             let processes = MACHINES as u64 * WORKERS;
             assert_eq!((reuse.failed, reuse.workers), (0, processes), "{version}: {reuse:?}");
             let hits = cache.map(|_| fleet.count(&machines, "hits"));
@@ -222,12 +225,14 @@ fn on_sentinels_across_a_failover() {
     assert_eq!(replicas(), 2);
     master.cli(&["WAIT", "2", "5000"]);
     sentinels.fail_over();
-    wait_until("resumption is back", || percent(reconnect_to(&ports(&machines), &["-n", "20"]), 1) >= 99);
+    wait_until("resumption is back", || {
+        percent(reconnect_to(&ports(&machines), &["-n", "20", "-pause", "5"]), 1) >= 99
+    });
     for (version, session) in before {
         assert!(resumes(&machines[1], version, &session), "{version}: lost with the master");
     }
     for version in VERSIONS {
-        let reuse = reconnect_to(&ports(&machines), &[version, "-n", "200"]);
+        let reuse = reconnect_to(&ports(&machines), &[&[version, "-n", "200"], &PAUSE[..]].concat());
         assert!(reuse.failed == 0 && percent(reuse, 1) >= 99, "{version}: {reuse:?}");
     }
     stop(machines);
@@ -267,7 +272,8 @@ impl Load {
                 while !ended.load(SeqCst) {
                     let began = Instant::now();
                     let clients = Round::CLIENTS.to_string();
-                    let reuse = reconnect_to(&ports, &[version, "-n", "20", "-clients", &clients]);
+                    let args = [&[version, "-n", "20", "-clients", &clients], &PAUSE[..]].concat();
+                    let reuse = reconnect_to(&ports, &args);
                     rounds.lock().unwrap().push(Round { version, began, ended: Instant::now(), reuse });
                 }
             }));
@@ -449,7 +455,7 @@ fn values_arrive_garbled() {
 /// Below the deadline of a lookup. A TLS 1.3 client's next ticket may still be on its way to Redis when it returns.
 #[test]
 fn redis_is_slow() {
-    survives_on_the_way(Mode::Delay(Duration::from_millis(5))).resumed("-tls1_2", 90);
+    survives_on_the_way(Mode::Delay(Duration::from_millis(5))).resumed("-tls1_2", 70);
 }
 
 /// Beyond it.
@@ -475,10 +481,16 @@ fn connections_are_refused() {
 
 // ---- What lies in Redis -----------------------------------------------------------------------------------------
 
-/// What are sessions among the keys, by their size, with their values.
+/// Whether a session's key, PREFIX{SERVICE-BUCKET}:NAME, stands there; NAME is 32 hex digits.
+fn names_a_session(text: &str) -> bool {
+    let mut names = text.split("}:").skip(1);
+    names.any(|name| name.len() >= 32 && name.bytes().take(32).all(|byte| byte.is_ascii_hexdigit()))
+}
+
+/// The sessions there, as key and value.
 fn records(redis: &Redis) -> BTreeMap<Vec<u8>, Vec<u8>> {
-    let values = redis.keys().into_iter().filter_map(|key| Some((key.clone(), redis.get(&key)?)));
-    values.filter(|(_, value)| value.len() >= 100).collect()
+    let keys = redis.keys().into_iter().filter(|key| names_a_session(&common::text(key)));
+    keys.filter_map(|key| Some((key.clone(), redis.get(&key)?))).collect()
 }
 
 /// What `action` put there, at least `least`.
@@ -508,7 +520,7 @@ fn contains(bytes: &[u8], part: &[u8]) -> bool {
 }
 
 #[test]
-fn redis_learns_nothing_and_keeps_nothing_for_ever() {
+fn redis_learns_no_secrets_and_keeps_no_session_for_ever() {
     let fleet = Fleet::new();
     let redis = Redis::start(&fleet.sandbox, &[]);
     let machine = fleet.machine(Some(&fleet.url_of(&redis.address())), &[]);
@@ -535,7 +547,7 @@ fn redis_learns_nothing_and_keeps_nothing_for_ever() {
             }
         }
     }
-    for key in redis.keys() {
+    for key in records(&redis).into_keys() {
         let left = redis.call(&[b"TTL", &key]);
         assert!(matches!(left, Answer::Number(1..)), "{}: {left:?}", common::text(&key));
     }
@@ -713,7 +725,7 @@ fn keys_rotate_by_restarts() {
     for step in 0..3 {
         let machines = [machine(step), machine(step + 1)];
         for version in VERSIONS {
-            let reuse = reconnect_to(&ports(&machines), &[version, "-n", "100"]);
+            let reuse = reconnect_to(&ports(&machines), &[&[version, "-n", "100"], &PAUSE[..]].concat());
             assert!(reuse.failed == 0 && percent(reuse, 1) >= 99, "{version}, step {step}: {reuse:?}");
         }
         stop(machines);
@@ -736,8 +748,9 @@ fn keys_rotate_under_load() {
         thread::sleep(Duration::from_secs(3));
         assert!(resumes(&machines[1], "-tls1_2", &old), "{keys:?}");
     }
-    let rounds = load.rounds(began, Instant::now());
-    assert!(rounds.iter().all(|round| round.reuse.failed == 0 && round.percent() >= 90), "{rounds:?}");
+    for round in load.rounds(began, Instant::now()) {
+        assert!(round.reuse.failed == 0 && round.percent() >= 90, "{round:?}");
+    }
     fs::rename(key_file(&fleet.sandbox, "new", &[2]), &fleet.key).unwrap();
     wait_until("what the old key sealed is lost", || !resumes(&machines[1], "-tls1_2", &old));
     load.wait_for_resumption();
@@ -792,36 +805,91 @@ fn early_data_is_never_accepted_twice_whatever_happens_to_redis() {
     assert!(race.once > 0, "{race:?}");
     assert!(race.slowest_ms <= SLOWEST_MS, "{race:?}");
 
-    proxy.set(Mode::Refuse);
-    let race = reconnect_to(&ports(&machines), &["-tls1_3", "-race", "-early_data", "-n", "50"]);
-    assert_eq!((race.early, race.failed), (0, 0), "without Redis: {race:?}");
     stop(machines);
+}
+
+/// It is in Redis, which cannot be asked whether somebody else took it.
+#[test]
+fn early_data_is_refused_while_redis_cannot_be_asked() {
+    let fleet = Fleet::new();
+    let redis = Redis::start(&fleet.sandbox, &[]);
+    let proxy = Proxy::start(redis.port);
+    let machines = fleet.machines(Some(&fleet.url_of(&proxy.address())), &["-workers", "1", "-early_data", "1000"]);
+    for mode in [Mode::Refuse, Mode::Hold, Mode::Cut, Mode::Garbage] {
+        let (ticket, _) = new_records(&redis, 2, || fleet.session(&machines[0], "-tls1_3", &format!("{mode:?}")));
+        thread::sleep(Duration::from_millis(100)); // the machine is told, too
+        proxy.set(mode);
+        for machine in &machines {
+            assert_eq!(offer(machine, "-tls1_3", &ticket, &["-early_data"]).early, 0, "{mode:?}");
+        }
+        proxy.set(Mode::Pass);
+        wait_until("early data is accepted again", || {
+            let ticket = fleet.session(&machines[0], "-tls1_3", "probe");
+            thread::sleep(Duration::from_millis(20));
+            offer(&machines[1], "-tls1_3", &ticket, &["-early_data"]).early == 1
+        });
+    }
+    stop(machines);
+}
+
+/// One machine's writes arrive, but it does not hear of it; the other machine is well connected.
+#[test]
+fn early_data_is_accepted_once_where_a_write_is_in_doubt() {
+    let fleet = Fleet::new();
+    let redis = Redis::start(&fleet.sandbox, &[]);
+    let proxy = Proxy::start(redis.port);
+    let args = ["-workers", "1", "-early_data", "1000"];
+    let doubtful = fleet.machine(Some(&fleet.url_of(&proxy.address())), &args);
+    let well = fleet.machine(Some(&fleet.url_of(&redis.address())), &args);
+    let mut accepted = 0;
+    for mode in [Mode::Cut, Mode::Hold, Mode::Garbage] {
+        for round in 0..10 {
+            // Its answer to the write is lost, and the record is there.
+            proxy.set(Mode::Pass);
+            thread::sleep(Duration::from_millis(100));
+            fleet.session(&doubtful, "-tls1_3", "connects");
+            proxy.set(mode);
+            let ticket = fleet.session(&doubtful, "-tls1_3", &format!("{mode:?}{round}"));
+            thread::sleep(Duration::from_millis(20));
+            let early: Vec<_> = [&well, &doubtful, &well, &doubtful]
+                .map(|machine| offer(machine, "-tls1_3", &ticket, &["-early_data"]).early)
+                .into();
+            assert!(early.iter().sum::<u64>() <= 1, "{mode:?}, round {round}: {early:?}");
+            accepted += early.iter().sum::<u64>();
+        }
+    }
+    println!("{accepted} of 30 tickets accepted");
+    stop([doubtful, well]);
 }
 
 // ---- What costs no round trip -----------------------------------------------------------------------------------
 
-/// Whatever may look something up.
-fn lookups(redis: &Redis) -> u64 {
-    let names = ["get", "mget", "getdel", "getex", "exists", "eval", "evalsha", "eval_ro", "evalsha_ro", "fcall"];
-    let stats = redis.commandstats();
-    names.iter().filter_map(|name| stats.get(*name)).sum()
+/// Sessions that these commands ask for. Writing them is no question.
+fn lookups(commands: &[String]) -> Vec<&String> {
+    let writes = ["\"set\"", "\"setex\"", "\"psetex\""];
+    let asks = |line: &&String| {
+        let command = line.split("] ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or_default();
+        names_a_session(line) && !writes.contains(&command.to_lowercase().as_str())
+    };
+    commands.iter().filter(asks).collect()
 }
 
 /// A client that can do TLS 1.3 proposes a random id when it comes for the first time. None of the fleet issued it.
 #[test]
-fn first_connections_ask_redis_for_nothing() {
+fn first_connections_ask_redis_for_no_session() {
     let fleet = Fleet::new();
     let redis = Redis::start(&fleet.sandbox, &[]);
     for server in [&[][..], &["-tls1_2"]] {
         let machines = fleet.machines(Some(&fleet.url_of(&redis.address())), server);
-        // What a process asks once is not what this is about.
-        assert_eq!(reconnect_to(&ports(&machines), &["-n", "50", "-fresh"]).failed, 0);
-        redis.reset_commandstats();
-        let fresh = reconnect_to(&ports(&machines), &["-n", "249", "-fresh", "-clients", "4"]);
+        let to = ports(&machines);
+        let first = ["-n", "249", "-fresh", "-clients", "4"];
+        let (fresh, commands) = redis.commands_during(|| reconnect_to(&to, &first));
         assert_eq!((fresh.full, fresh.failed), (1000, 0), "{server:?}: {fresh:?}");
-        assert_eq!(lookups(&redis), 0, "{server:?}: {:?}", redis.commandstats());
-        assert_eq!(reconnect_to(&ports(&machines), &["-n", "20"]).failed, 0);
-        assert!(lookups(&redis) > 0, "{server:?}: who returns is looked up");
+        assert_eq!(lookups(&commands), Vec::<&String>::new(), "{server:?}");
+        println!("{server:?}: {:?}", redis.commandstats());
+        let (returning, commands) = redis.commands_during(|| reconnect_to(&to, &["-n", "20", "-pause", "5"]));
+        assert_eq!(returning.resumed, 20, "{server:?}: {returning:?}");
+        assert!(lookups(&commands).len() >= 20, "{server:?}: who returns is looked up: {commands:?}");
         stop(machines);
     }
 }
@@ -850,7 +918,7 @@ fn workers_have_connections_of_their_own() {
     let first = reconnect(machine.port, &["-n", "20"]);
     assert_eq!((first.full, first.resumed, first.workers), (1, 20, 1), "{first:?}");
     for version in VERSIONS {
-        let reuse = reconnect(machine.port, &[version, "-n", "100", "-clients", "8"]);
+        let reuse = reconnect(machine.port, &[&[version, "-n", "100", "-clients", "8"], &PAUSE[..]].concat());
         assert_eq!((reuse.failed, reuse.workers), (0, 4), "{version}: {reuse:?}");
         assert!(percent(reuse, 8) >= 99, "{version}: {reuse:?}");
     }

@@ -3,14 +3,16 @@
  * was given, and tells how often the server resumed and what a handshake took.
  *
  *     reconnect [-tls1_2|-tls1_3] [-no_ticket] [-n COUNT] [-clients N] [-fresh] [-abrupt] [-early_data]
- *               [-race] [-session_out F] [-session_in F] [-servername NAME] [-cert F -key F] [-json] HOST:PORT...
+ *               [-pause MS] [-race] [-session_out F] [-session_in F] [-servername NAME] [-cert F -key F] [-json]
+ *               HOST:PORT...
  *
  * Each visit is a GET / and a close_notify; with -abrupt neither. With -fresh no session is offered at all. -early_data
  * sends the request ahead of the handshake where the session allows it. -clients runs so many processes at once, each
- * with its COUNT visits. Of several servers each visit goes to any one, as behind a load balancer. -race takes COUNT
- * sessions and shows each to all servers at once, by a process for each server; "once" counts those whose early data
- * exactly one accepted. A server that names the process that answers ("worker PID") has its workers counted. It
- * measures the server, so it takes care never to lose a session for a reason of its own. Link it with libssl alone.
+ * with its COUNT visits. -pause has a client wait before it comes back. Of several servers each visit goes to any one,
+ * as behind a load balancer. -race takes COUNT sessions and shows each to all servers at once, by a process for each
+ * server; "once" counts those whose early data exactly one accepted. A server that names the process that answers
+ * ("worker PID") has its workers counted. It measures the server, so it takes care never to lose a session for a reason
+ * of its own. Link it with libssl alone.
  * Exit status: 0, 1 if a connection failed, 2 for wrong usage or files.
  */
 #include <poll.h>
@@ -38,7 +40,7 @@ enum { MAX_CLIENTS = 256, MAX_SERVERS = 16 };
 
 static const char *servers[MAX_SERVERS], *servername, *session_in, *session_out, *cert_file, *key_file;
 static int version, no_ticket, fresh, abrupt, early_data, race, json;
-static long count = 5, clients = 1, server_count;
+static long count = 5, clients = 1, pause_ms, server_count;
 
 /* What one connection saw; in memory that the clients share. */
 static struct visit {
@@ -196,8 +198,8 @@ static double median(double *values, long n)
 static void usage(void)
 {
     fputs("usage: reconnect [-tls1_2|-tls1_3] [-no_ticket] [-n COUNT] [-clients N] [-fresh] [-abrupt] [-early_data]\n"
-          "                 [-race] [-session_out F] [-session_in F] [-servername NAME] [-cert F -key F] [-json]\n"
-          "                 HOST:PORT...\n", stderr);
+          "                 [-pause MS] [-race] [-session_out F] [-session_in F] [-servername NAME] [-cert F -key F]\n"
+          "                 [-json] HOST:PORT...\n", stderr);
     exit(2);
 }
 
@@ -241,6 +243,8 @@ static void parse(char **arg)
             count = number(&arg, 0, 1000000);
         else if (strcmp(*arg, "-clients") == 0)
             clients = number(&arg, 1, MAX_CLIENTS);
+        else if (strcmp(*arg, "-pause") == 0)
+            pause_ms = number(&arg, 0, 60000);
         else if (strcmp(*arg, "-cert") == 0)
             cert_file = value(&arg);
         else if (strcmp(*arg, "-key") == 0)
@@ -256,7 +260,7 @@ static void parse(char **arg)
         else
             servers[server_count++] = *arg;
     }
-    if (server_count == 0 || (race && clients > 1) || (clients > 1 && session_out != NULL) || (cert_file == NULL) != (key_file == NULL))
+    if (server_count == 0 || (clients > 1 && (race || session_out != NULL)) || (cert_file == NULL) != (key_file == NULL))
         usage();
 }
 
@@ -289,7 +293,7 @@ static void write_session(void)
     BIO_free(file);
 }
 
-/* So many processes that do `body` from the same moment on. What they saw is in `visits`. Returns the seconds it took. */
+/* So many processes do `body` from the same moment on, into `seen`, which they share. Returns the seconds it took. */
 static double at_once(SSL_CTX *ctx, long processes, void (*body)(SSL_CTX *ctx, struct visit *seen, long number),
                       struct visit *seen)
 {
@@ -323,8 +327,11 @@ static double at_once(SSL_CTX *ctx, long processes, void (*body)(SSL_CTX *ctx, s
 static void come_back(SSL_CTX *ctx, struct visit *seen, long client)
 {
     srandom((unsigned)getpid());
-    for (long i = 0; i <= count; i++)
+    for (long i = 0; i <= count; i++) {
+        if (i > 0 && pause_ms > 0)
+            poll(NULL, 0, (int)pause_ms);
         visit(ctx, &seen[client * (count + 1) + i], servers[random() % server_count]);
+    }
 }
 
 static double run_clients(SSL_CTX *ctx)

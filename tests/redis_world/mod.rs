@@ -1,5 +1,5 @@
-//! Real Redis for the tests: single servers, Clusters and Sentinels in a sandbox, on ports of loopback that are their own,
-//! and a proxy that does to a connection what networks do. The environment's REPRISE_TEST_REDIS names another program,
+//! Real Redis for the tests: single servers, Clusters and Sentinels in a sandbox, on ports of loopback of their own, and
+//! a proxy that does to a connection what networks do. The environment's REPRISE_TEST_REDIS names another program,
 //! of Valkey or of another version. Whoever includes this has `mod common`, too.
 #![allow(dead_code)] // every test file uses its own part
 
@@ -102,8 +102,8 @@ impl Redis {
         redis
     }
 
-    /// Starts it where it is not running, empty, on the port it had, and waits until it answers. It ends with the thread
-    /// that does this.
+    /// Starts it where it is not running, empty, on the port it had, and waits until it answers. It ends with the
+    /// thread that does this.
     pub fn restart(&self) {
         let mut process = self.process.lock().unwrap();
         assert!(process.is_none(), "it is running");
@@ -167,6 +167,11 @@ impl Redis {
 
     /// A command whose words may be any bytes.
     pub fn call(&self, words: &[&[u8]]) -> Answer {
+        Answer::read(&mut self.send(words))
+    }
+
+    /// Where the answer comes, and what follows.
+    fn send(&self, words: &[&[u8]]) -> BufReader<UnixStream> {
         let mut stream = UnixStream::connect(&self.socket).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut request = Vec::new();
@@ -179,7 +184,17 @@ impl Redis {
         stream.write_all(&request).unwrap();
         let mut answers = BufReader::new(stream);
         assert_eq!(Answer::read(&mut answers), Answer::Line("OK".into()));
-        Answer::read(&mut answers)
+        answers
+    }
+
+    /// What all its clients say meanwhile, a line for each command: `TIME [DB ADDRESS] "get" "key"`.
+    pub fn commands_during<T>(&self, work: impl FnOnce() -> T) -> (T, Vec<String>) {
+        let mut monitor = self.send(&[b"MONITOR"]);
+        assert_eq!(Answer::read(&mut monitor), Answer::Line("OK".into()));
+        let done = work();
+        self.call(&[b"ECHO", b"that was all"]);
+        let lines = monitor.lines().map(Result::unwrap).take_while(|line| !line.contains("that was all"));
+        (done, lines.collect())
     }
 
     pub fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
