@@ -260,7 +260,8 @@ static void parse(char **arg)
         else
             servers[server_count++] = *arg;
     }
-    if (server_count == 0 || (clients > 1 && (race || session_out != NULL)) || (cert_file == NULL) != (key_file == NULL))
+    if (server_count == 0 || (clients > 1 && (race || session_out != NULL))
+        || (cert_file == NULL) != (key_file == NULL))
         usage();
 }
 
