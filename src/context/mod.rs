@@ -150,8 +150,19 @@ impl Context {
     /// A program that found libssl's functions by itself may have replaced our hooks: then libssl would cache half of what
     /// it should and we the other half. Such a context goes back to libssl, whole. Whether it did. `hits` that libssl is
     /// about to count as its callback's are counted already.
+    #[inline]
     pub fn lost(&self, hooks: Hooks, hits: c_long) -> bool {
-        let Some(ctx) = self.ctx().filter(|ctx| !ctx.has(hooks) && !self.is_ending()) else { return false };
+        match self.ctx() {
+            Some(ctx) if !ctx.has(hooks) && !self.is_ending() => {
+                self.hand_back(ctx, hooks, hits);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    #[cold]
+    fn hand_back(&self, ctx: Ctx, hooks: Hooks, hits: c_long) {
         let corrections = UNLIKE.map(|command| self.statistic(command) - ctx.counter(command));
         if registry::retire(ctx.as_ptr()) {
             for ((to, command), correction) in self.corrections.iter().zip(UNLIKE).zip(corrections) {
@@ -176,7 +187,6 @@ impl Context {
             ctx.hand_back(hooks, program, told, self.mode(), self.size() as c_long, sessions);
             log::once(format_args!("callbacks of an SSL_CTX were set past Reprise: libssl caches its sessions again"));
         }
-        true
     }
 
     /// The context that libssl caches in for this connection; `None` if that is not ours.
