@@ -1,5 +1,6 @@
 //! The status board: what `reprise status` reads. The counters of every context live in a file mapped shared, a row for
-//! each context and process, so that they can be read from outside and counting costs what it costs on the heap.
+//! each context and process, so that they can be read from outside and counting costs what it costs on the heap. So do
+//! the numbers of a process's links to a Redis, a row for each process and URL.
 //!
 //! A process makes its board with its first SSL_CTX, and its forked children count on the same one. The file is mapped
 //! once and closed: it survives a fork, a chroot, another user and a program that closes every descriptor. It lies in
@@ -10,6 +11,7 @@
 
 pub mod read;
 
+use crate::cache::redis::vitals::{self, Numbers};
 use crate::config;
 pub use crate::context::counters::Count;
 use once_cell::race::OnceBox;
@@ -29,7 +31,7 @@ const PREFIX: &str = "reprise-status-";
 
 const MAGIC: u64 = u64::from_le_bytes(*b"reprboar");
 /// Raised with every change of what follows.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 
 const ROWS: usize = 1024;
 /// Rows whose memory is asked for together.
@@ -37,6 +39,8 @@ const CHUNK: usize = 16;
 /// Where the system cannot be asked for memory row by row (Linux before 5.14), all of it is asked for at once.
 const FEW_ROWS: usize = 4 * CHUNK;
 const PROCESSES: usize = 256;
+/// Rows for links to a Redis.
+const LINKS: usize = 256;
 /// Threads count in different lanes, on cache lines of their own.
 pub(crate) const LANES: usize = 8;
 
@@ -75,11 +79,19 @@ struct Header {
     lowest: AtomicU32,
     /// The second since boot in which rows of dead processes were last looked for.
     reclaimed: AtomicU64,
+    /// How many numbers a link has.
+    vitals: AtomicU32,
+    /// The second since boot in which links of dead processes were last looked for.
+    reclaimed_links: AtomicU64,
     /// The counts of rows that are not there any more.
     ended: Sums,
+    /// The same for links.
+    ended_links: Numbers,
     /// 1 for each chunk of rows whose memory is there.
     ready: [AtomicU32; ROWS / CHUNK],
     processes: [AtomicU32; PROCESSES],
+    /// The process that has a link, 0 for none.
+    link_owners: [AtomicU32; LINKS],
 }
 
 /// One context in one process.
@@ -102,10 +114,20 @@ pub struct Row {
 /// The text that names a cache, in words: it may be read while it is written.
 pub type Label = [AtomicU64; 16];
 
+/// The link of one process to one Redis. It is its process's until that ends.
+#[repr(C, align(128))]
+struct LinkRow {
+    /// As that of a [`Row`].
+    claimed: AtomicU64,
+    cache: Label,
+    numbers: Numbers,
+}
+
 const OWNERS_AT: usize = 4096;
-const ROWS_AT: usize = 8192;
+const LINKS_AT: usize = 8192;
+const ROWS_AT: usize = LINKS_AT + LINKS * size_of::<LinkRow>();
 const SIZE: usize = ROWS_AT + ROWS * size_of::<Row>();
-const _: () = assert!(size_of::<Header>() <= OWNERS_AT && OWNERS_AT + 4 * ROWS <= ROWS_AT);
+const _: () = assert!(size_of::<Header>() <= OWNERS_AT && OWNERS_AT + 4 * ROWS <= LINKS_AT);
 const _: () =
     assert!(ROWS_AT.is_multiple_of(align_of::<Row>()) && size_of::<Lane>() == 256 && size_of::<Row>() == 2304);
 
@@ -153,16 +175,36 @@ pub fn write_text(to: &[AtomicU64], text: &[u8]) {
     }
 }
 
+/// Where the numbers of a link are: a row of the board, or nowhere.
+#[derive(Default)]
+pub struct LinkPlace(AtomicPtr<LinkRow>);
+
+impl LinkPlace {
+    pub fn numbers(&self) -> Option<&'static Numbers> {
+        let row = self.0.load(Acquire);
+        // SAFETY: other than null it is the address of a row that `claim_link` returned; those are mapped for ever.
+        (!row.is_null()).then(|| unsafe { &(*row).numbers })
+    }
+
+    /// A row for a link of this process, if there is a board with room. What was another process's is left to that.
+    pub fn find(&self, label: &str) {
+        let row = BOARD.get().and_then(|board| board.claim_link(label));
+        self.0.store(row.map_or(null_mut(), |row| (row as *const LinkRow).cast_mut()), Release);
+    }
+}
+
 struct Board {
     header: &'static Header,
     /// The process that has a row, 0 for none.
     owners: &'static [AtomicU32; ROWS],
+    /// Only through [`Board::link`].
+    links: *const LinkRow,
     /// Only rows of a ready chunk may be touched.
     rows: *const Row,
     path: PathBuf,
 }
 
-// SAFETY: all that the pointer leads to is atomic and stays mapped.
+// SAFETY: all that the pointers lead to is atomic and stays mapped.
 unsafe impl Send for Board {}
 // SAFETY: as above.
 unsafe impl Sync for Board {}
@@ -284,7 +326,7 @@ impl Board {
             return None;
         }
         let start = address.cast::<u8>();
-        let rows = if populate(start, ROWS_AT) {
+        let rows = if populate(start, LINKS_AT) {
             ROWS
         } else if reserve(file, ROWS_AT + FEW_ROWS * size_of::<Row>()) {
             FEW_ROWS
@@ -300,6 +342,7 @@ impl Board {
             Board {
                 header: &*start.cast::<Header>(),
                 owners: &*start.add(OWNERS_AT).cast::<[AtomicU32; ROWS]>(),
+                links: start.add(LINKS_AT).cast::<LinkRow>(),
                 rows: start.add(ROWS_AT).cast::<Row>(),
                 path,
             }
@@ -309,6 +352,7 @@ impl Board {
         header.layout.store(LAYOUT, Relaxed);
         header.counts.store(Count::ALL as u32, Relaxed);
         header.row_size.store(size_of::<Row>() as u32, Relaxed);
+        header.vitals.store(vitals::NUMBERS as u32, Relaxed);
         header.rows.store(rows as u32, Relaxed);
         header.created.store(now(), Relaxed);
         header.namespace.store(namespace(), Relaxed);
@@ -380,6 +424,57 @@ impl Board {
             }
         }
         found
+    }
+
+    fn link(&self, index: usize) -> Option<&'static LinkRow> {
+        // Where the system cannot be asked for memory, it was all there from the first.
+        let is_there = self.header.rows.load(Relaxed) as usize == FEW_ROWS
+            || populate(self.links.wrapping_add(index).cast::<u8>().cast_mut(), size_of::<LinkRow>());
+        // SAFETY: `index` is below LINKS, so the row lies in the mapping, and its memory is there.
+        (index < LINKS && is_there).then(|| unsafe { &*self.links.add(index) })
+    }
+
+    fn claim_link(&self, label: &str) -> Option<&'static LinkRow> {
+        let me = std::process::id();
+        let take = |from: u32| {
+            let mut owners = self.header.link_owners.iter();
+            owners.position(|owner| owner.compare_exchange(from, me, AcqRel, Relaxed).is_ok())
+        };
+        let index = take(0).or_else(|| {
+            self.reclaim_links();
+            take(0)
+        })?;
+        let Some(row) = self.link(index) else {
+            self.header.link_owners[index].store(0, Release);
+            return None;
+        };
+        row.numbers.iter().for_each(|number| number.store(0, Relaxed));
+        write_text(&row.cache, label.as_bytes());
+        row.claimed.store(since_boot(), Release);
+        Some(row)
+    }
+
+    /// Links of dead processes become free, at most once a second.
+    fn reclaim_links(&self) {
+        let second = since_boot() / 1_000_000_000;
+        if self.header.reclaimed_links.swap(second, Relaxed) == second {
+            return;
+        }
+        for (index, owner) in self.header.link_owners.iter().enumerate() {
+            let process = owner.load(Relaxed);
+            // While it is this process's nobody else takes it.
+            let mine = std::process::id();
+            if process == 0 || is_alive(process) || owner.compare_exchange(process, mine, AcqRel, Relaxed).is_err() {
+                continue;
+            }
+            if let Some(row) = self.link(index).filter(|row| row.claimed.swap(0, Acquire) != 0) {
+                for number in (0..vitals::NUMBERS).filter(|&number| vitals::adds_up(number)) {
+                    let counted = row.numbers[number].load(Relaxed);
+                    self.header.ended_links[number].fetch_add(counted, Relaxed);
+                }
+            }
+            owner.store(0, Release);
+        }
     }
 
     /// What a row counted goes to the sums.

@@ -1,8 +1,10 @@
 //! Reading the boards of other processes: whoever is shown is alive, counts of the dead are summed up.
 
 use super::{
-    is_alive, namespace, Count, Header, Row, FOLDER, LANES, LAYOUT, MAGIC, OWNERS_AT, PREFIX, ROWS, ROWS_AT, SIZE,
+    is_alive, namespace, Count, Header, LinkRow, Row, FOLDER, LANES, LAYOUT, LINKS, LINKS_AT, MAGIC, OWNERS_AT, PREFIX,
+    ROWS, ROWS_AT, SIZE,
 };
+use crate::cache::redis::vitals::{adds_up, NUMBERS};
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
@@ -19,6 +21,19 @@ pub struct Family {
     /// What contexts and processes counted that are not there any more, in the order of [`Count`].
     pub ended: [u64; Count::ALL],
     pub rows: Vec<Entry>,
+    /// One for each process and URL, as far as they can be told apart.
+    pub links: Vec<Link>,
+    /// What links counted whose processes are not there any more, in the order of `Link::numbers`.
+    pub ended_links: [u64; NUMBERS],
+}
+
+/// The link of a process to a Redis.
+#[derive(Debug, Clone)]
+pub struct Link {
+    pub process: u32,
+    pub cache: String,
+    /// As in [`Vitals`](crate::cache::redis::vitals::Vitals::numbers).
+    pub numbers: [u64; NUMBERS],
 }
 
 /// One context in one process.
@@ -35,7 +50,6 @@ pub struct Entry {
     /// In the order of [`Count`].
     pub counts: [u64; Count::ALL],
     pub sessions: u64,
-    claimed: u64,
 }
 
 /// All boards that this user may read, and why others could not be read. Boards whose processes are all gone are removed.
@@ -101,7 +115,8 @@ fn family(path: &Path, processes: &mut Processes) -> io::Result<Family> {
         return Err(io::ErrorKind::NotFound.into()); // being made, or a shared cache with such a name
     }
     let sizes = (bytes.u32(offset_of!(Header, counts)) as usize, bytes.u32(offset_of!(Header, row_size)) as usize);
-    if layout != LAYOUT || sizes != (Count::ALL, size_of::<Row>()) {
+    let vitals = bytes.u32(offset_of!(Header, vitals)) as usize;
+    if layout != LAYOUT || sizes != (Count::ALL, size_of::<Row>()) || vitals != NUMBERS {
         return Err(io::Error::other(format!(
             "its program runs with another version of Reprise (layout {layout}, this command reads {LAYOUT}): \
              use the `reprise` command of that version, or restart the program"
@@ -112,6 +127,8 @@ fn family(path: &Path, processes: &mut Processes) -> io::Result<Family> {
         creator: bytes.u32(offset_of!(Header, creator)),
         ended: std::array::from_fn(|i| bytes.u64(offset_of!(Header, ended) + 8 * i)),
         rows: Vec::new(),
+        links: Vec::new(),
+        ended_links: std::array::from_fn(|i| bytes.u64(offset_of!(Header, ended_links) + 8 * i)),
     };
     let namespace_here = is_namespace_here(&bytes);
     for index in 0..ROWS {
@@ -120,18 +137,49 @@ fn family(path: &Path, processes: &mut Processes) -> io::Result<Family> {
         if process == 0 || claimed == 0 {
             continue;
         }
-        let entry = entry(&bytes, at, process, claimed);
+        let entry = entry(&bytes, at, process);
         // A process id of another namespace cannot be judged here.
-        if !namespace_here || processes.uses(&entry, path) {
+        if !namespace_here || processes.uses(process, claimed, path) {
             family.rows.push(entry);
         } else {
             family.ended.iter_mut().zip(entry.counts).for_each(|(sum, count)| *sum = sum.wrapping_add(count));
         }
     }
+    for index in 0..LINKS {
+        let at = LINKS_AT + index * size_of::<LinkRow>();
+        let process = bytes.u32(offset_of!(Header, link_owners) + 4 * index);
+        let claimed = bytes.u64(at + offset_of!(LinkRow, claimed));
+        if process == 0 || claimed == 0 {
+            continue;
+        }
+        let numbers = std::array::from_fn(|i| bytes.u64(at + offset_of!(LinkRow, numbers) + 8 * i));
+        if !namespace_here || processes.uses(process, claimed, path) {
+            let cache = bytes.text(at + offset_of!(LinkRow, cache), size_of::<super::Label>());
+            family.enter(Link { process, cache, numbers });
+        } else {
+            add(&mut family.ended_links, &numbers, adds_up);
+        }
+    }
     Ok(family)
 }
 
-fn entry(bytes: &Bytes, at: usize, process: u32, claimed: u64) -> Entry {
+impl Family {
+    /// URLs that differ only in what is not shown are one.
+    fn enter(&mut self, link: Link) {
+        let same = |other: &&mut Link| (other.process, &other.cache) == (link.process, &link.cache);
+        match self.links.iter_mut().find(same) {
+            Some(other) => add(&mut other.numbers, &link.numbers, |_| true),
+            None => self.links.push(link),
+        }
+    }
+}
+
+fn add(sums: &mut [u64; NUMBERS], numbers: &[u64; NUMBERS], which: fn(usize) -> bool) {
+    let chosen = sums.iter_mut().zip(numbers).enumerate().filter(|(at, _)| which(*at));
+    chosen.for_each(|(_, (sum, &number))| *sum = sum.wrapping_add(number));
+}
+
+fn entry(bytes: &Bytes, at: usize, process: u32) -> Entry {
     let lane = |lane: usize| at + offset_of!(Row, lanes) + lane * size_of::<super::Lane>();
     let sum = |word: usize| (0..LANES).fold(0u64, |sum, i| sum.wrapping_add(bytes.u64(lane(i) + 8 * word)));
     let counts: [u64; Count::ALL] = std::array::from_fn(sum);
@@ -158,7 +206,6 @@ fn entry(bytes: &Bytes, at: usize, process: u32, claimed: u64) -> Entry {
         cache: bytes.text(at + offset_of!(Row, cache), size_of::<super::Label>()),
         counts,
         sessions: u64::try_from(sessions as i64).unwrap_or(0), // it may be read between two counts
-        claimed,
     }
 }
 
@@ -173,13 +220,14 @@ pub(super) fn remove_if_left_over(path: &Path) -> bool {
     if creator.is_none_or(is_alive) {
         return false;
     }
-    let Ok(bytes) = Bytes::of(path, ROWS_AT) else { return false };
+    let Ok(bytes) = Bytes::of(path, LINKS_AT) else { return false };
     let magic = bytes.u64(offset_of!(Header, magic));
     // With no magic its maker was killed before it was a board.
     if magic != 0 {
         let known = magic == MAGIC && bytes.u32(offset_of!(Header, layout)) == LAYOUT && is_namespace_here(&bytes);
         let entered = (0..super::PROCESSES).map(|i| bytes.u32(offset_of!(Header, processes) + 4 * i));
-        let mut users = entered.chain((0..ROWS).map(|index| bytes.owner(index)));
+        let links = (0..LINKS).map(|i| bytes.u32(offset_of!(Header, link_owners) + 4 * i));
+        let mut users = entered.chain((0..ROWS).map(|index| bytes.owner(index))).chain(links);
         if !known || users.any(|process| process != 0 && is_alive(process)) {
             return false;
         }
@@ -192,15 +240,16 @@ pub(super) fn remove_if_left_over(path: &Path) -> bool {
 struct Processes(HashMap<u32, (Option<u64>, Option<String>)>);
 
 impl Processes {
-    /// Whether the process that has this row is still there: not another one with its id, and not the same with
+    /// Whether the process that has a row since `claimed` is still there: not another one with its id, and not the same with
     /// another program since.
-    fn uses(&mut self, entry: &Entry, path: &Path) -> bool {
-        let (started, maps) = self.0.entry(entry.process).or_insert_with(|| {
-            (started(entry.process), fs::read_to_string(format!("/proc/{}/maps", entry.process)).ok())
-        });
+    fn uses(&mut self, process: u32, claimed: u64, path: &Path) -> bool {
+        let (started, maps) = self
+            .0
+            .entry(process)
+            .or_insert_with(|| (started(process), fs::read_to_string(format!("/proc/{process}/maps")).ok()));
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        is_alive(entry.process)
-            && started.is_none_or(|started| started <= entry.claimed)
+        is_alive(process)
+            && started.is_none_or(|started| started <= claimed)
             && maps.as_ref().is_none_or(|maps| maps.is_empty() || maps.contains(name))
     }
 }

@@ -1,14 +1,16 @@
-//! `reprise cache`: the caches in shared memory. What they hold is counted and never shown.
+//! `reprise cache`: the caches in shared memory, and what can be said and done of one in Redis. What they hold is counted
+//! and never shown.
 
 use crate::status::{age, aligned};
 use crate::{say, wrong_use, Done, Failure};
 use reprise::board::now;
-use reprise::cache::redis::{keys::Keys, url::without_password};
+use reprise::cache::redis::check::{self, FACTS};
+use reprise::cache::redis::url::{without_password, Spec};
 use reprise::cache::shm::{self, Area, Error, Info, COUNTERS};
 use reprise::cache::Place;
 use std::fmt::Write;
 
-/// List, show, empty or remove the caches in shared memory
+/// List, show, empty or remove the caches in shared memory; show or empty one in Redis
 #[derive(clap::Subcommand)]
 #[command(after_help = "\
 Examples:
@@ -17,7 +19,14 @@ Examples:
   reprise cache flush web     # every session ends, the programs go on
   reprise cache rm web        # programs that use it go on with it until they end
 
-NAME is as in shm:NAME, also an absolute path. Exit code: 0 if it was done, 1 if not, 2 for a wrong command line.")]
+  reprise cache flush \"$REPRISE_CACHE\"    # a cache in Redis: its whole URL
+
+NAME is as in shm:NAME, also an absolute path, or the URL of a cache in Redis as programs have it. Of that, `show` tells
+what its servers say of themselves; how many sessions it has nobody counts. `flush` ends the sessions of all services that
+use its prefix, on all machines: it looks for their control keys among all keys of the database, in small steps. Sessions
+that a process has yet to write stay. `ls` and `rm` know only shared memory.
+
+Exit code: 0 if it was done, 1 if not, 2 for a wrong command line.")]
 pub enum Command {
     /// List them: name, size, how full, sessions
     Ls {
@@ -27,13 +36,17 @@ pub enum Command {
     },
     /// Show one with its services and counters
     Show {
+        /// A name, or the URL of a cache in Redis
         name: String,
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
     /// Remove every session from one
-    Flush { name: String },
+    Flush {
+        /// A name, or the URL of a cache in Redis
+        name: String,
+    },
     /// Remove one
     Rm { name: String },
 }
@@ -45,7 +58,12 @@ pub fn prepare(url: &str) -> Result<(), Failure> {
     match place {
         Place::Memory => Ok(()),
         Place::Shm(spec) => Area::open(&spec).map(drop).map_err(|error| wrong_use(error.to_string())),
-        Place::Redis(spec) => Keys::read(&spec.key_file).map(drop).map_err(wrong_use),
+        Place::Redis(spec) => {
+            for warning in check::check(&spec).map_err(wrong_use)?.warnings {
+                eprintln!("reprise: {warning}");
+            }
+            Ok(())
+        }
     }
 }
 
@@ -74,9 +92,25 @@ pub fn run(command: &Command) -> Done {
                 list(&all)
             });
         }
+        Command::Show { name, json } if is_redis(name) => {
+            let spec = redis(name)?;
+            let nodes = check::show(&spec).map_err(|error| Failure(1, error))?;
+            say(&if *json { redis_object(&spec, &nodes).to_string() + "\n" } else { redis_text(&spec, &nodes) });
+        }
         Command::Show { name, json } => {
             let info = Area::find(name).map_err(failed)?.info();
             say(&if *json { object(&info).to_string() + "\n" } else { show(&info) });
+        }
+        Command::Flush { name } if is_redis(name) => {
+            let spec = redis(name)?;
+            let services = check::flush(&spec).map_err(|error| Failure(1, error))?;
+            say(&format!(
+                "All sessions of {services} service{} removed from {spec}.\n",
+                if services == 1 { "" } else { "s" }
+            ));
+        }
+        Command::Rm { name } if is_redis(name) => {
+            return Err(wrong_use("a cache in Redis is not removed from here: `reprise cache flush` empties it"));
         }
         Command::Flush { name } => {
             let flushed = Area::find(name).map_err(failed)?.flush();
@@ -86,6 +120,39 @@ pub fn run(command: &Command) -> Done {
         Command::Rm { name } => shm::remove(name).map_err(failed)?,
     }
     Ok(0)
+}
+
+fn is_redis(name: &str) -> bool {
+    name.starts_with("redis") && name.contains("://")
+}
+
+fn redis(url: &str) -> Result<Spec, Failure> {
+    url.parse().map_err(|error| wrong_use(format!("{:?}: {error}", without_password(url))))
+}
+
+fn redis_text(spec: &Spec, nodes: &[check::Node]) -> String {
+    let mut text = format!("{spec}\n");
+    for node in nodes {
+        if !node.name.is_empty() {
+            let _ = writeln!(text, "\n{}", node.name);
+        }
+        for (name, fact) in FACTS.iter().zip(&node.facts).filter(|(_, fact)| !fact.is_empty()) {
+            let _ = writeln!(text, "{name:<19}{fact}");
+        }
+        if let Some(keys) = node.keys {
+            let _ = writeln!(text, "{:<19}{keys} (of everybody who uses the database)", "keys");
+        }
+    }
+    text
+}
+
+fn redis_object(spec: &Spec, nodes: &[check::Node]) -> serde_json::Value {
+    let node = |node: &check::Node| {
+        let facts: serde_json::Map<_, _> =
+            FACTS.iter().zip(&node.facts).map(|(name, fact)| (name.to_string(), fact.as_str().into())).collect();
+        serde_json::json!({ "address": node.name, "info": facts, "keys": node.keys })
+    };
+    serde_json::json!({ "url": spec.to_string(), "nodes": nodes.iter().map(node).collect::<Vec<_>>() })
 }
 
 fn percent(info: &Info) -> f64 {

@@ -1,28 +1,39 @@
-//! `reprise doctor`: whether Reprise would take over a program, or did, and if not, why and what to do. Nothing of the
-//! program runs for it.
+//! `reprise doctor`: whether Reprise would take over a program, or did, and if not, why and what to do; and whether the
+//! cache that it is to use can be. Nothing of the program runs for it.
 
 use crate::elf::{libraries, Elf, Library};
 use crate::run::find_program;
 use crate::{say, wrong_use, Done};
 use reprise::board::read::all;
+use reprise::cache::redis::{check, url::without_password, url::Spec};
+use reprise::cache::shm::{Area, Error};
+use reprise::cache::Place;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// Say whether Reprise works for a program, or does in a running process
+/// Say whether Reprise works for a program, or does in a running process, and whether a cache can be used
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   reprise doctor nginx
   reprise doctor ./server.py
   reprise doctor 4711
+  reprise doctor --cache 'redis://10.0.0.5/0?key=/etc/reprise/key'
+
+Without --cache it is REPRISE_CACHE as the process was started with it, or for a program as it is set here. Of a cache in
+Redis, which is asked as a server would ask it, is said whether it answers, how fast, and what would go wrong; never a
+password.
 
 Exit code: 0 if it works, 1 if it does not, 2 if there is no such program.")]
 pub struct Args {
     /// A program, looked for in PATH, or the id of a process
-    #[arg(value_name = "CMD|PID")]
-    what: String,
+    #[arg(value_name = "CMD|PID", required_unless_present = "cache")]
+    what: Option<String>,
+    /// Say whether this cache can be used from here
+    #[arg(long, value_name = "URL")]
+    cache: Option<String>,
 }
 
 /// What was found out, in sentences, and the verdict.
@@ -48,16 +59,89 @@ impl Findings {
 }
 
 pub fn run(args: &Args) -> Done {
-    let findings = match args.what.parse::<u32>() {
-        Ok(process) => running(process)?,
-        Err(_) => {
-            let found = find_program(OsStr::new(&args.what))
-                .ok_or_else(|| wrong_use(format!("{}: no such program (in PATH)", args.what)))?;
+    let process = args.what.as_ref().and_then(|what| what.parse::<u32>().ok());
+    let mut findings = match (&args.what, process) {
+        (None, _) => Findings { works: true, ..Findings::new() },
+        (_, Some(process)) => running(process)?,
+        (Some(what), _) => {
+            let found = find_program(OsStr::new(what))
+                .ok_or_else(|| wrong_use(format!("{what}: no such program (in PATH)")))?;
             program(&found, Findings::new(), 0)
         }
     };
+    let url = args.cache.clone().or_else(|| match process {
+        Some(process) => variable(process, "REPRISE_CACHE"),
+        None => std::env::var_os("REPRISE_CACHE").map(|url| url.to_string_lossy().into_owned()),
+    });
+    if let Some(url) = url.filter(|url| !url.is_empty()) {
+        findings.works &= cache(&url, &mut findings.sentences);
+    }
     say(&(findings.sentences.join("\n") + "\n"));
     Ok(i32::from(!findings.works))
+}
+
+// ---- A cache --------------------------------------------------------------------------------------------------
+
+/// What can be said of the cache at `url`, and whether it can be used.
+fn cache(url: &str, sentences: &mut Vec<String>) -> bool {
+    let (sentence, works) = match url.parse() {
+        Err(error) => (format!("The cache {:?} cannot be: {error}.", without_password(url)), false),
+        Ok(Place::Memory) => ("Its cache is in memory: each process caches for itself.".into(), true),
+        Ok(Place::Shm(spec)) => match Area::find(&spec.name) {
+            Ok(area) => {
+                (format!("Its cache shm:{} is there, with {} sessions.", spec.name, area.info().sessions), true)
+            }
+            Err(Error::Missing(_)) => (format!("Its cache shm:{} will be made when it is started.", spec.name), true),
+            Err(error) => (format!("Its cache cannot be used: {error}."), false),
+        },
+        Ok(Place::Redis(spec)) => return redis(&spec, sentences),
+    };
+    sentences.push(sentence);
+    works
+}
+
+fn redis(spec: &Spec, sentences: &mut Vec<String>) -> bool {
+    let report = match check::check(spec) {
+        Ok(report) => report,
+        Err(error) => {
+            sentences.push(format!(
+                "The cache cannot be used until somebody puts this right: {}.",
+                error.trim_end_matches('.')
+            ));
+            return false;
+        }
+    };
+    let mut works = report.warnings.is_empty();
+    match report.round_trip {
+        None => sentences.push(
+            "The cache cannot be reached from here now. Programs start all the same; until it answers, each process finds \
+             its own sessions only:"
+                .into(),
+        ),
+        Some(time) => {
+            let version =
+                if report.version.is_empty() { String::new() } else { format!(" (version {})", report.version) };
+            sentences.push(format!("The cache {spec}{version} answers, in {:.2} ms.", time.as_secs_f64() * 1000.0));
+            if time > spec.deadline {
+                works = false;
+                sentences.push(format!(
+                    "That is longer than a lookup may take ({:?}): they would be misses. Raise deadline=, or move it \
+                     nearer.",
+                    spec.deadline
+                ));
+            }
+        }
+    }
+    sentences.extend(report.warnings.iter().map(|warning| warning.trim_end_matches('.').to_owned() + "."));
+    works
+}
+
+/// What a process found in its environment when it was started.
+fn variable(process: u32, name: &str) -> Option<String> {
+    let environment = fs::read(format!("/proc/{process}/environ")).ok()?;
+    let start = format!("{name}=");
+    let value = environment.split(|&byte| byte == 0).find_map(|line| line.strip_prefix(start.as_bytes()))?;
+    Some(String::from_utf8_lossy(value).into_owned())
 }
 
 // ---- A program ------------------------------------------------------------------------------------------------

@@ -20,12 +20,18 @@ use std::process::Command;
 Examples:
   reprise run -- nginx -g 'daemon off;'
   reprise run --cache 'shm:web?size=64M' -- nginx      # one cache for all worker processes
+  reprise run --cache 'redis://10.0.0.5/0?key=/etc/reprise/key' -- nginx    # one for all machines
   reprise run --semantics documented -- python3 server.py
+
+A cache in Redis is tried before anything starts: what somebody has to put right (the URL, the key file, a certificate,
+user and password or what they may do, a Redis older than 6.2) is an error. That Redis cannot be reached right now, or
+does not answer, is a warning on stderr: the program starts, finds the sessions of its own processes, and the others once
+Redis is there. A password is better given in REPRISE_CACHE than with --cache, which `ps` shows.
 
 Exit code: the program's; 2 if nothing was started because an option or variable is wrong, 126 if the program cannot be
 executed, 127 if it is not found.")]
 pub struct Args {
-    /// Where the sessions are kept: memory: or shm:NAME?size=64M
+    /// Where the sessions are kept: memory:, shm:NAME?size=64M or redis://HOST/0?key=FILE
     #[arg(long, value_name = "URL")]
     cache: Option<String>,
     /// What the manual pages promise, or what the loaded libssl does [default: stock]

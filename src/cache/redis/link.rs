@@ -11,7 +11,7 @@
 use super::super::{Key, Seconds, Service};
 use super::generations::{Bucket, Generations};
 use super::keys::{Keys, Name};
-use super::server::{remaining, set, Connection, Found, How, Server};
+use super::server::{remaining, set, words, Connection, Found, How, Server};
 use super::url::Spec;
 use super::vitals::{Vital, Vitals};
 use crate::log;
@@ -167,7 +167,7 @@ impl Link {
             let generations = std::mem::take(&mut state.generations);
             *state = State { process, gone: gone.0, gone_order: gone.1, generations, ..State::default() };
             self.broken.store(false, Relaxed);
-            self.vitals.begin();
+            self.vitals.begin(&self.spec.to_string());
         }
         state
     }
@@ -187,27 +187,6 @@ impl Link {
     /// Whether there was ever a request or a session to write in this process.
     pub fn is_used(&self) -> bool {
         self.state().runs[WRITER]
-    }
-
-    /// Whether Redis can be used as the URL says. The error is a sentence for a person, the second a warning.
-    pub fn check(&self) -> Result<Option<String>, String> {
-        let failed = |error: redis::RedisError| format!("{}: {error}", self.spec);
-        let mut connection = self.server.connect(self.spec.connect).map_err(failed)?;
-        connection.set_timeout(self.spec.connect).map_err(failed)?;
-        connection.ping().map_err(failed)?;
-        let version = connection.info("server", "redis_version").map_err(failed)?.unwrap_or_default();
-        let mut parts = version.split('.').map(|part| part.parse::<u32>().unwrap_or(u32::MAX));
-        if !version.is_empty() && (parts.next(), parts.next()) < (Some(6), Some(2)) {
-            return Err(format!("{} is Redis {version}: 6.2 is the first that will do", self.spec));
-        }
-        let policy = connection.info("memory", "maxmemory_policy").map_err(failed)?.unwrap_or_default();
-        Ok(policy.starts_with("allkeys").then(|| {
-            format!(
-                "{}: maxmemory-policy is {policy}, so generations may be evicted, and sessions lost before time: use \
-                 volatile-ttl",
-                self.spec
-            )
-        }))
     }
 
     /// Nothing is half done until the result is dropped. Several contexts hold the same link, on one thread.
@@ -384,7 +363,7 @@ impl Link {
                 }
                 Err(error) if waited && !fresh && !error.is_timeout() && remaining(until).is_some() => continue,
                 Err(error) => {
-                    self.failed(&error.to_string());
+                    self.failed(&words(&error));
                     return None;
                 }
             }
@@ -405,7 +384,7 @@ impl Link {
         if self.server.is_near() {
             drop(state);
             let time = remaining(until).ok_or_else(late)?;
-            return self.server.connect(time).map(|new| (new, false)).map_err(|error| error.to_string());
+            return self.server.connect(time).map(|new| (new, false)).map_err(|error| words(&error));
         }
         // Others take longer than a lookup may, and are made by a thread of the link.
         state.wanted += 1;
@@ -616,7 +595,7 @@ impl Link {
                     self.vitals.set(Vital::Queue, state.queue.len() as u64);
                     self.done.notify_all();
                     drop(state);
-                    self.failed(&error.to_string());
+                    self.failed(&words(&error));
                     thread::sleep(pause);
                     pause = (pause * 2).min(PAUSES[1]);
                 }
@@ -803,7 +782,7 @@ impl Link {
                 }
                 Err(error) => {
                     drop(state);
-                    self.failed(&error.to_string());
+                    self.failed(&words(&error));
                     thread::sleep(pause);
                     pause = (pause * 2).min(PAUSES[1]);
                 }

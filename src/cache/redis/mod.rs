@@ -8,10 +8,12 @@
 //! | `generations` | what was flushed |
 //! | `link` | deadlines, the breaker, writing behind, what was removed; the threads |
 //! | `vitals` | how the link is doing |
+//! | `check` | what an operator asks: whether it will do, what it says of itself, a flush |
 //!
 //! Here it is made a [`Cache`]. Whatever Redis does, a lookup ends within its deadline: with a session that a machine of
 //! the fleet sealed for this id and this service, or with none.
 
+pub mod check;
 mod generations;
 pub mod keys;
 mod link;
@@ -47,13 +49,6 @@ pub struct Redis<S> {
     /// The process in which the link knows that sessions of the service will come.
     prepared: AtomicU32,
     _sessions: PhantomData<fn() -> S>,
-}
-
-/// Whether Redis can be used as the URL says: keys, certificates, the connection, and what it has to know. The error is a
-/// sentence for a person; the second is a warning.
-pub fn check(spec: &Spec) -> Result<Option<String>, String> {
-    let link = Link::new(spec)?;
-    link.check()
 }
 
 /// This process ends: what is on its way to Redis has a moment to arrive.

@@ -5,7 +5,7 @@ use super::url::{Host, Servers, Spec};
 use redis::cluster::{cluster_pipe, ClusterClient, ClusterConnection};
 use redis::{
     Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo, ConnectionLike, IntoConnectionInfo,
-    RedisConnectionInfo, RedisResult, TlsCertificates, TlsMode, Value,
+    RedisConnectionInfo, RedisError, RedisResult, TlsCertificates, TlsMode, Value,
 };
 use std::net::IpAddr;
 use std::path::Path;
@@ -87,6 +87,33 @@ impl Server {
                 self.one(self.tcp(&master), time)
             }
         }
+    }
+
+    /// A connection to each server that holds some of the data, and where it is if there may be several.
+    pub fn masters(&self, time: Duration) -> RedisResult<Vec<(String, Connection)>> {
+        let Servers::Cluster(hosts) = &self.spec.servers else {
+            let connection = self.connect(time)?;
+            connection.set_timeout(time)?;
+            return Ok(vec![(String::new(), connection)]);
+        };
+        let open = |host: &Host| {
+            let mut connection = self.one(self.tcp(host), time)?;
+            connection.set_timeout(time)?;
+            connection.ping().map(|()| connection)
+        };
+        let mut why = (redis::ErrorKind::Client, "no node is named").into();
+        for host in hosts {
+            let asked = open(host).and_then(|mut node| node.ask(redis::cmd("CLUSTER").arg("NODES")));
+            match asked {
+                Ok(nodes) => {
+                    let masters = super::check::masters(&nodes, &host.name).into_iter();
+                    let masters = masters.map(|(name, port)| Host { name, port });
+                    return masters.map(|host| Ok((host.to_string(), open(&host)?))).collect();
+                }
+                Err(error) => why = error,
+            }
+        }
+        Err(why)
     }
 
     fn one(&self, address: ConnectionAddr, time: Duration) -> RedisResult<Connection> {
@@ -196,10 +223,11 @@ impl Connection {
         }
     }
 
-    fn ask(&mut self, command: &Cmd) -> RedisResult<Value> {
+    /// One command. An answer that is an error is one.
+    pub fn ask(&mut self, command: &Cmd) -> RedisResult<Value> {
         match self {
-            Connection::One(one) => one.req_command(command),
-            Connection::Cluster(all) => all.req_command(command),
+            Connection::One(one) => one.req_command(command)?.extract_error(),
+            Connection::Cluster(all) => all.req_command(command)?.extract_error(),
         }
     }
 
@@ -224,13 +252,20 @@ impl Connection {
         self.ask(&redis::cmd("PING")).map(drop)
     }
 
-    /// What INFO says of `field`.
-    pub fn info(&mut self, section: &str, field: &str) -> RedisResult<Option<String>> {
-        let told: redis::InfoDict = match self {
-            Connection::One(one) => redis::cmd("INFO").arg(section).query(one)?,
-            Connection::Cluster(_) => return Ok(None),
-        };
-        Ok(told.get(field))
+    /// What one server says of itself; nothing of a cluster.
+    pub fn info(&mut self) -> RedisResult<redis::InfoDict> {
+        match self {
+            Connection::One(one) => redis::cmd("INFO").query(one),
+            Connection::Cluster(_) => Ok(redis::InfoDict::new("")),
+        }
+    }
+}
+
+/// What went wrong, in a line for a person.
+pub fn words(error: &RedisError) -> String {
+    match error.is_timeout() {
+        true => "no answer in time".into(),
+        false => error.to_string().split_whitespace().collect::<Vec<_>>().join(" "),
     }
 }
 

@@ -412,8 +412,11 @@ pub fn without_password(url: &str) -> String {
             // What looks no more like a port than like a password that has lost its host.
             let (hosts, ..) = split(rest);
             let is_port = |text: &str| text.len() <= 5 && whole(text).is_some();
-            let is_host =
-                |host: &str| host.ends_with(']') || host.rsplit_once(':').is_none_or(|(_, port)| is_port(port));
+            let is_name = |name: &str| name.ends_with(']') || !name.contains(':');
+            let is_host = |host: &str| match host.rsplit_once(':') {
+                Some((name, port)) => host.ends_with(']') || is_port(port) && is_name(name),
+                None => true,
+            };
             if !hosts.split(',').all(is_host) {
                 let user = hosts.split(':').next().unwrap_or_default();
                 return format!("{scheme}{user}:***");
@@ -606,6 +609,9 @@ mod tests {
             ("redis://:pw", "redis://:***"),
             ("redis://u:p,w/x?y", "redis://u:***"),
             ("redis://:123456", "redis://:***"),
+            ("redis://:pw:6379/0", "redis://:***"),
+            ("redis://u:pw:6379/0", "redis://u:***"),
+            ("redis://[::1]:6379/0", "redis://[::1]:6379/0"),
             ("redis+unix:///run/r?pass=pw&key=0123", "redis+unix:///run/r?pass=***&key=***"),
             ("redis+cluster://a:1,[::1],[::2]:3", "redis+cluster://a:1,[::1],[::2]:3"),
             ("shm:/srv/a@b?size=1", "shm:/srv/a@b?size=1"),

@@ -1,5 +1,7 @@
-//! How a link to Redis is doing, as numbers that `reprise status` shows.
+//! How a link to Redis is doing, as numbers that `reprise status` shows. They are counted on the status board, where there
+//! is one with room, so that they are seen from outside also while nothing is asked.
 
+use crate::board::LinkPlace;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -44,11 +46,20 @@ vitals! {
     SetBack,
     /// Ids that no machine of the fleet can have issued: nobody was asked.
     RefusedIds,
+    /// Microseconds that all round trips took together.
+    RoundTripMicros,
 }
 
 /// Round trips that took up to 2^(6 + n) microseconds are in the n-th slot, longer ones in the last.
 pub const SLOTS: usize = 12;
 pub const NUMBERS: usize = Vital::LIST.len() + SLOTS;
+/// In the order of [`Vital`], and the slots.
+pub type Numbers = [AtomicU64; NUMBERS];
+
+/// Whether a number counts what happened; others tell how it is now, and are nothing once the process has ended.
+pub fn adds_up(number: usize) -> bool {
+    number != Vital::IsBroken as usize && number != Vital::Queue as usize
+}
 
 /// The longest round trip that a slot has, in microseconds; `None` for the last.
 pub fn slot_end(slot: usize) -> Option<u64> {
@@ -56,11 +67,15 @@ pub fn slot_end(slot: usize) -> Option<u64> {
 }
 
 #[derive(Default)]
-pub struct Vitals([AtomicU64; NUMBERS]);
+pub struct Vitals {
+    place: LinkPlace,
+    /// Where there is no board.
+    own: Numbers,
+}
 
 impl Vitals {
-    pub fn numbers(&self) -> &[AtomicU64; NUMBERS] {
-        &self.0
+    pub fn numbers(&self) -> &Numbers {
+        self.place.numbers().unwrap_or(&self.own)
     }
 
     pub fn count(&self, vital: Vital) {
@@ -68,25 +83,27 @@ impl Vitals {
     }
 
     pub fn add(&self, vital: Vital, by: u64) {
-        self.0[vital as usize].fetch_add(by, Relaxed);
+        self.numbers()[vital as usize].fetch_add(by, Relaxed);
     }
 
     pub fn set(&self, vital: Vital, to: u64) {
-        self.0[vital as usize].store(to, Relaxed);
+        self.numbers()[vital as usize].store(to, Relaxed);
     }
 
     pub fn get(&self, vital: Vital) -> u64 {
-        self.0[vital as usize].load(Relaxed)
+        self.numbers()[vital as usize].load(Relaxed)
     }
 
     pub fn round_trip(&self, time: Duration) {
         let micros = time.as_micros() as u64;
         let slot = (0..SLOTS).find(|&slot| slot_end(slot).is_none_or(|end| micros <= end)).unwrap_or(SLOTS - 1);
-        self.0[Vital::LIST.len() + slot].fetch_add(1, Relaxed);
+        self.numbers()[Vital::LIST.len() + slot].fetch_add(1, Relaxed);
+        self.add(Vital::RoundTripMicros, micros);
     }
 
-    /// For a forked process, which begins to count.
-    pub fn begin(&self) {
-        self.0.iter().for_each(|number| number.store(0, Relaxed));
+    /// In a process that begins to count, before anything else; `label` says for what.
+    pub fn begin(&self, label: &str) {
+        self.own.iter().for_each(|number| number.store(0, Relaxed));
+        self.place.find(label);
     }
 }
