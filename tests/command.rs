@@ -2,6 +2,7 @@
 //! dropped their rights or were killed, and judges programs of every kind.
 
 mod common;
+mod redis_world;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -12,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{free_port, libreprise, openssl, program, reconnect, repository, run, text, Sandbox, Server, Stats};
+use redis_world::{key_file, wait_until, Certificates, Cluster, Redis};
 use reprise::cache::redis::keys::Keys;
 use reprise::cache::{shm, Collision, Inserted, Key};
 use serde_json::Value;
@@ -659,5 +661,326 @@ fn run_checks_the_key_file_and_hides_the_password() {
     assert_eq!(ask(&["keygen", "--key-file", file.to_str().unwrap()]).0, 0);
     refused(&url("&deadline=1h"), "redis://me:***@127.0.0.1:1/0");
     refused(&url("&deadline=1h"), "deadline=\"1h\" is no time");
-    assert_eq!(ask(&["run", "--cache", &url(""), "--", "true"]).0, 0);
+    let (code, _, said) = ask(&["run", "--cache", &url(""), "--", "true"]);
+    assert!(code == 0 && said.contains("Connection refused") && !said.contains("SECRET"), "{said}");
+}
+
+// ---- Redis ------------------------------------------------------------------------------------------------------
+
+/// A redis-server with the password SECRET, and a key file.
+struct Guarded {
+    redis: Redis,
+    key: String,
+}
+
+impl Guarded {
+    fn start(sandbox: &Sandbox, more: &[&str]) -> Guarded {
+        let redis = Redis::start(sandbox, &[&["requirepass SECRET"], more].concat());
+        Guarded { redis, key: key_file(sandbox, "fleet", &[1]) }
+    }
+
+    fn url(&self, more: &str) -> String {
+        self.url_as(":SECRET@", more)
+    }
+
+    fn url_as(&self, who: &str, more: &str) -> String {
+        format!("redis://{who}{}/0?key={}{more}", self.redis.address(), self.key)
+    }
+
+    /// As status and messages name it.
+    fn name(&self) -> String {
+        format!("redis://{}/0", self.redis.address())
+    }
+}
+
+/// Waits until `status` of the program says `what` of its links, and returns it.
+#[track_caller]
+fn wait_for(process: u32, what: impl Fn(&[Value]) -> bool) -> Value {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let seen = status(process).expect("it is on the board");
+        if what(seen["links"].as_array().unwrap()) {
+            return seen;
+        }
+        assert!(Instant::now() < deadline, "{:#}", seen["links"]);
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn visit(port: u16) -> String {
+    let mut command = Command::new(openssl());
+    command.env_remove("LD_PRELOAD").args(["s_client", "-connect", &format!("127.0.0.1:{port}")]);
+    text(&run(&mut command).stdout)
+}
+
+/// What a link counts is seen from outside, and how it is, also while nobody visits the server.
+#[test]
+fn status_shows_the_link_to_redis() {
+    let sandbox = Sandbox::new();
+    let redis = Guarded::start(&sandbox, &[]);
+    let port = free_port();
+    let mut command = reprise(&["run", "--cache", &redis.url(""), "--"]);
+    let server = Server::start(command.args(s_server(&sandbox, port)), &sandbox, port);
+    let pid = server.id().to_string();
+    assert_eq!(status(server.id()).unwrap()["links"].as_array().unwrap().len(), 0, "nothing was asked yet");
+    assert_eq!(reconnect(port, TLS12).resumed, 20);
+    // A client that may do TLS 1.3 makes up an id for its first connection.
+    assert!(visit(port).contains("New, TLSv1.2"));
+    let seen = wait_for(server.id(), |links| links.iter().any(|link| link["counters"]["written"] == 2));
+    let link = &seen["links"][0];
+    assert_eq!(seen["links"].as_array().unwrap().len(), 1, "{seen:#}");
+    assert_eq!(link["cache"], redis.name());
+    assert_eq!((&link["pid"], &link["broken"], &link["queue"]), (&server.id().into(), &false.into(), &0.into()));
+    assert_eq!(link["counters"]["refused_ids"], 1, "{link:#}");
+    let answers = number(&link["answers"]);
+    let slots: u64 = link["slots"].as_array().unwrap().iter().map(|slot| number(&slot["answers"])).sum();
+    assert_eq!(answers + number(&link["counters"]["found_pending"]), 20, "each lookup is one: {link:#}");
+    assert!(slots == answers && link["p50_seconds"].as_f64() <= link["p99_seconds"].as_f64(), "{link:#}");
+    assert!(number(&link["counters"]["round_trip_micros"]) > 0, "{link:#}");
+
+    let (_, table, _) = ask(&["status", &pid]);
+    let line = table.lines().find(|line| line.contains(" up ")).unwrap_or_else(|| panic!("{table}"));
+    assert!(line.starts_with("openssl") && line.contains(&redis.name()), "{table}");
+    let (_, metrics, _) = ask(&["status", &pid, "--prometheus"]);
+    let labels = format!("program=\"openssl\",pid=\"{pid}\",cache=\"{}\"", redis.name());
+    for line in [
+        format!("reprise_redis_round_trip_seconds_bucket{{{labels},le=\"+Inf\"}} {answers}\n"),
+        format!("reprise_redis_round_trip_seconds_count{{{labels}}} {answers}\n"),
+        format!("reprise_redis_written_total{{{labels}}} 2\n"),
+        format!("reprise_redis_is_broken{{{labels}}} 0\n"),
+        "# TYPE reprise_redis_round_trip_seconds histogram\n".into(),
+    ] {
+        assert_eq!(metrics.matches(&line).count(), 1, "{line} {metrics}");
+    }
+    assert!(!format!("{table}{metrics}{seen}").contains("SECRET"));
+
+    redis.redis.pause();
+    assert_eq!(reconnect(port, &["-tls1_2", "-no_ticket", "-n", "6"]).failed, 0);
+    // The writer finds out as well.
+    let seen = wait_for(server.id(), |links| links[0]["broken"] == true && links[0]["queue"] != 0);
+    let counters = &seen["links"][0]["counters"];
+    assert!(number(&counters["failed"]) >= 3 && counters["broken"] == 1, "{counters:#}");
+    assert!(ask(&["status", &pid]).1.contains(" broken "));
+    redis.redis.resume();
+    let seen = wait_for(server.id(), |links| links[0]["broken"] == false && links[0]["queue"] == 0);
+    assert_eq!(seen["links"][0]["counters"]["mended"], 1, "{seen:#}");
+}
+
+/// Each worker has a link of its own, and what those of the first workers counted stays when others take their place.
+#[test]
+fn links_of_ended_workers_stay_in_the_sums() {
+    let sandbox = Sandbox::new();
+    let redis = Guarded::start(&sandbox, &[]);
+    sandbox.certificate();
+    let port = free_port();
+    let conf = sandbox.file("nginx.conf");
+    let template = fs::read_to_string(repository("tests/programs/nginx.conf")).unwrap();
+    let filled = template.replace("@WORKERS@", "2").replace("@PORT@", &port.to_string());
+    fs::write(&conf, filled.replace("@PROTOCOL@", "TLSv1.2").replace("@CACHE@", "builtin:1000")).unwrap();
+    let mut command = reprise(&["run", "--cache", &redis.url(""), "--"]);
+    command.arg(program("nginx", "nginx")).arg("-p").arg(sandbox.path()).arg("-c").arg(&conf).args(["-e", "error.log"]);
+    let server = Server::start(&mut command, &sandbox, port);
+    let visit = || {
+        let seen = reconnect(port, &["-tls1_2", "-no_ticket", "-n", "100"]);
+        // The other worker may be asked before the first session is in Redis.
+        assert!(seen.failed == 0 && seen.resumed > 90, "{seen:?}");
+    };
+    visit();
+    let busy = |links: &[Value]| links.iter().filter(|link| link["answers"] != 0).count();
+    let seen = wait_for(server.id(), |links| busy(links) == 2);
+    let pids: Vec<Value> = seen["links"].as_array().unwrap().iter().map(|link| link["pid"].clone()).collect();
+    let lookups = |seen: &Value| {
+        let links = seen["links"].as_array().unwrap().iter().map(|link| &link["counters"]);
+        let micros = links.chain([&seen["ended_links"]]).map(|counters| number(&counters["round_trip_micros"]));
+        micros.sum::<u64>()
+    };
+    let before = lookups(&seen);
+    server.signal(libc::SIGHUP);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while pids.iter().any(|pid| *pid != server.id() && Path::new(&format!("/proc/{pid}")).exists()) {
+        assert!(Instant::now() < deadline, "the first workers stay");
+        thread::sleep(Duration::from_millis(20));
+    }
+    let seen = status(server.id()).unwrap();
+    assert!(number(&seen["ended_links"]["round_trip_micros"]) > 0, "{seen:#}");
+    assert_eq!(lookups(&seen), before, "{seen:#}");
+    visit();
+    let seen = wait_for(server.id(), |links| busy(links) == 2);
+    assert!(lookups(&seen) > before, "{seen:#}");
+}
+
+/// What somebody has to put right is refused before anything starts; what may pass by itself is a warning.
+#[test]
+fn run_and_doctor_tell_mistakes_from_trouble() {
+    let sandbox = Sandbox::new();
+    let redis = Guarded::start(&sandbox, &[]);
+    let other = Guarded::start(&sandbox, &["maxmemory-policy allkeys-lru"]);
+    let certificates = Certificates::new(&sandbox);
+    let encrypted = Redis::with_tls(&sandbox, &certificates, &["requirepass SECRET"]);
+    let tls = |ca: &str, client: &str| {
+        let of = |name: &str| certificates.file(name);
+        let client = match client {
+            "" => String::new(),
+            client => format!("&cert={}&cert_key={}", of(&format!("{client}.pem")), of(&format!("{client}.key"))),
+        };
+        format!("rediss://:SECRET@{}/0?key={}&ca={}{client}", encrypted.address(), redis.key, of(ca))
+    };
+    redis.redis.cli(&["ACL", "SETUSER", "web", "on", ">SECRET", "~reprise:*", "+@all", "-getdel"]);
+    let told = |url: &str, code: i32, says: &str| {
+        let (seen, _, said) = ask(&["run", "--cache", url, "--", "true"]);
+        assert!(seen == code && said.contains(says), "{url}: {seen}: {said}");
+        let (seen, found, errors) = ask(&["doctor", "--cache", url]);
+        assert!(seen == i32::from(!says.is_empty()) && found.contains(says), "{url}: {seen}: {found}{errors}");
+        let lines = usize::from(!says.is_empty());
+        assert!(said.lines().count() == lines && !format!("{said}{found}").contains("SECRET"), "{said}{found}");
+    };
+    told(&redis.url(""), 0, "");
+    told(&redis.url_as(":SECRETS@", ""), 2, "authentication failed");
+    told(&redis.url_as("", ""), 2, "NOAUTH");
+    told(&redis.url_as("web:SECRET@", ""), 2, "no permissions to run the 'getdel' command");
+    told(&redis.url("").replace("/0?", "/99?"), 2, "DB index is out of range");
+    told(&redis.url("").replace("redis://", "redis+cluster://").replace("/0?", "?"), 2, "cluster support disabled");
+    told(&redis.url("").replace(":SECRET@127.0.0.1", ":SECRET"), 2, "host 1 has several colons");
+    told(&tls("ca.pem", "client"), 0, "");
+    told(&tls("other-ca.pem", "client"), 2, "invalid peer certificate");
+    told(&tls("ca.pem", "stranger"), 2, "received fatal alert");
+    told(&tls("ca.pem", ""), 2, "received fatal alert: CertificateRequired");
+    told(&tls("missing.pem", ""), 2, "missing.pem: No such file");
+    told(&other.url(""), 0, "maxmemory-policy is allkeys-lru");
+    redis.redis.cli(&["REPLICAOF", "127.0.0.1", "1"]);
+    told(&redis.url(""), 0, "read only replica");
+    redis.redis.pause();
+    told(&redis.url("&connect=50ms"), 0, "no answer within 50ms");
+    redis.redis.kill();
+    told(&redis.url(""), 0, "Connection refused");
+}
+
+/// The cache is the one of the process, of the environment or of the option.
+#[test]
+fn doctor_finds_the_cache_and_hides_its_password() {
+    let sandbox = Sandbox::new();
+    let redis = Guarded::start(&sandbox, &[]);
+    let port = free_port();
+    let mut command = reprise(&["run", "--cache", &redis.url(""), "--"]);
+    let server = Server::start(command.args(s_server(&sandbox, port)), &sandbox, port);
+    let pid = server.id().to_string();
+    let answers = format!("The cache {} (version ", redis.name());
+    let (code, said, _) = ask(&["doctor", &pid]);
+    assert!(code == 0 && said.contains(&answers) && said.contains("has taken it over"), "{said}");
+    let (code, said, _) = answer(run(reprise(&["doctor", "curl"]).env("REPRISE_CACHE", redis.url(""))));
+    assert!(code == 0 && said.contains(&answers) && said.contains("takes it over"), "{said}");
+    let (code, said, _) = ask(&["doctor", "curl", "--cache", "redis://:SECRET@127.0.0.1/0"]);
+    assert!(code == 1 && said.contains("redis://:***@127.0.0.1/0") && said.contains("key is missing"), "{said}");
+    redis.redis.kill();
+    let (code, said, _) = ask(&["doctor", &pid]);
+    assert!(code == 1 && said.contains("cannot be reached") && !said.contains("SECRET"), "{said}");
+}
+
+/// A flush ends the sessions below one prefix, whatever characters it has, and no others.
+#[test]
+fn a_cache_in_redis_is_shown_and_flushed() {
+    let sandbox = Sandbox::new();
+    let redis = Guarded::start(&sandbox, &[]);
+    let start = |prefix: &str| {
+        let port = free_port();
+        let url = redis.url(&format!("&prefix={prefix}"));
+        let mut command = reprise(&["run", "--cache", &url, "--"]);
+        (Server::start(command.args(s_server(&sandbox, port)), &sandbox, port), port, url)
+    };
+    let servers = [start("a*[b]:"), start("axb:")];
+    let session = |port: u16| sandbox.file(&format!("session-{port}"));
+    let visit = |port: u16, how: &str| {
+        let mut command = Command::new(openssl());
+        let address = format!("127.0.0.1:{port}");
+        command.env_remove("LD_PRELOAD").args(["s_client", "-tls1_2", "-connect", &address, how]).arg(session(port));
+        text(&run(&mut command).stdout).lines().find(|line| line.contains(", TLSv1.2")).unwrap().to_owned()
+    };
+    for (server, port, _) in &servers {
+        assert!(visit(*port, "-sess_out").starts_with("New"));
+        wait_for(server.id(), |links| links.iter().any(|link| link["counters"]["written"] == 1));
+        assert!(visit(*port, "-sess_in").starts_with("Reused"));
+    }
+    let [(first, first_port, url), (_, second_port, _)] = &servers;
+    let (code, shown, _) = ask(&["cache", "show", url]);
+    assert!(code == 0 && shown.contains("maxmemory_policy") && !shown.contains("SECRET"), "{shown}");
+    let (_, json, _) = ask(&["cache", "show", url, "--json"]);
+    let json: Value = serde_json::from_str(&json).unwrap();
+    // For each service its generations, and two sessions.
+    assert_eq!((&json["nodes"][0]["keys"], &json["nodes"][0]["info"]["role"]), (&514.into(), &"master".into()));
+
+    let (code, said, errors) = ask(&["cache", "flush", url]);
+    assert!(code == 0 && said.contains("All sessions of 1 service removed") && !said.contains("SECRET"), "{errors}");
+    assert!(visit(*first_port, "-sess_in").starts_with("New"));
+    assert_eq!(status(first.id()).unwrap()["links"][0]["counters"]["outdated"], 1);
+    assert!(visit(*second_port, "-sess_in").starts_with("Reused"));
+    assert_eq!(ask(&["cache", "rm", url]).0, 2);
+    let (code, _, said) = ask(&["cache", "flush", "redis://:SECRET@127.0.0.1:1/0"]);
+    assert!(code == 2 && said.contains("key is missing") && !said.contains("SECRET"), "{said}");
+}
+
+/// Of a Cluster each master is shown, and flushed.
+#[test]
+fn a_cluster_is_shown_and_flushed() {
+    let sandbox = Sandbox::new();
+    let cluster = Cluster::start(&sandbox, false, &["user web on >SECRET allkeys allcommands"]);
+    let key = key_file(&sandbox, "fleet", &[1]);
+    // One node knows the others.
+    let url = format!("redis+cluster://web:SECRET@{}?key={key}", cluster.nodes[0].address());
+    let port = free_port();
+    let mut command = reprise(&["run", "--cache", &url, "--"]);
+    let server = Server::start(command.args(s_server(&sandbox, port)), &sandbox, port);
+    reconnect(port, &["-tls1_2", "-no_ticket", "-n", "1"]);
+    let generations = || -> Vec<String> {
+        let keys = cluster.nodes.iter().flat_map(|node| node.keys().into_iter().map(move |key| (node, key)));
+        let control = keys.filter(|(_, key)| key.ends_with(b":generation"));
+        control.map(|(node, key)| text(&node.get(&key).unwrap())).collect()
+    };
+    wait_for(server.id(), |links| links.iter().any(|link| link["counters"]["written"] != 0));
+    let sum = |all: Vec<String>| (all.len(), all.iter().map(|text| text.parse::<u64>().unwrap()).sum::<u64>());
+    let (count, before) = sum(generations());
+    assert_eq!(count, 256);
+    let (code, shown, _) = ask(&["cache", "show", &url]);
+    assert!(code == 0 && cluster.nodes.iter().all(|node| shown.contains(&node.address())), "{shown}");
+    let (code, said, _) = ask(&["cache", "flush", &url]);
+    assert!(code == 0 && said.contains("of 1 service removed") && !said.contains("SECRET"), "{said}");
+    assert_eq!(sum(generations()), (256, before + 256));
+    let (code, said, _) = ask(&["doctor", "--cache", &url.replace("SECRET", "wrong")]);
+    assert!(code == 1 && said.contains("authentication failed"), "{said}");
+}
+
+/// A process that served no connection has neither a thread nor a socket for Redis; then two threads, in which no signal
+/// handler of the program can run.
+#[test]
+fn threads_and_sockets_come_with_the_first_connection() {
+    let sandbox = Sandbox::new();
+    let redis = Guarded::start(&sandbox, &[]);
+    let port = free_port();
+    let mut command = reprise(&["run", "--cache", &redis.url(""), "--"]);
+    let server = Server::start(command.args(s_server(&sandbox, port)), &sandbox, port);
+    let threads = || -> Vec<(String, u64)> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", server.id())).unwrap().map(|task| task.unwrap().path());
+        let status = tasks.map(|task| fs::read_to_string(task.join("status")).unwrap());
+        let field = |status: &str, name: &str| {
+            status
+                .lines()
+                .find_map(|line| line.strip_prefix(name))
+                .unwrap_or_else(|| panic!("{status}"))
+                .trim()
+                .to_owned()
+        };
+        let thread =
+            |status: String| (field(&status, "Name:"), u64::from_str_radix(&field(&status, "SigBlk:"), 16).unwrap());
+        status.map(thread).filter(|(name, _)| name.starts_with("reprise")).collect()
+    };
+    // That of the check before the start may not be closed yet.
+    wait_until("nobody is connected", || redis.redis.clients().is_empty());
+    assert_eq!(threads(), []);
+    reconnect(port, &["-tls1_2", "-no_ticket", "-n", "1"]);
+    wait_until("two threads are there", || threads().len() == 2);
+    assert!(!redis.redis.clients().is_empty());
+    // All but SIGKILL and SIGSTOP, and the two that glibc keeps for itself.
+    let blocked = !(1 << (libc::SIGKILL - 1) | 1 << (libc::SIGSTOP - 1) | 0b11 << 31);
+    for (name, mask) in threads() {
+        assert_eq!(mask, blocked, "{name}: {mask:x}");
+    }
 }
