@@ -40,7 +40,9 @@ fn answer(output: Output) -> (i32, String, String) {
 /// `status --json` of one program, named by the id of its first process.
 fn status(process: u32) -> Option<Value> {
     let (code, out, err) = ask(&["status", &process.to_string(), "--json"]);
-    assert_eq!((code, err.as_str()), (0, ""));
+    // Of others on this machine, or of the test that makes such a board.
+    let err: Vec<&str> = err.lines().filter(|line| !line.contains("another version of Reprise")).collect();
+    assert_eq!((code, err), (0, Vec::new()));
     let all: Value = serde_json::from_str(&out).unwrap();
     let programs = all["programs"].as_array().unwrap();
     assert!(programs.len() <= 1, "{out}");
