@@ -221,7 +221,7 @@ impl Link {
             return Answer::Nothing;
         }
         drop(state);
-        match self.ask(id, now, |connection, control, name| connection.get(control, name)) {
+        match self.ask(id, now, 1, |connection, control, name| connection.get(control, name)) {
             Told::Session { plain, .. } => Answer::Session(plain),
             Told::Nothing | Told::Unknown => Answer::Nothing,
         }
@@ -257,7 +257,7 @@ impl Link {
             return Answer::Nothing;
         }
         drop(state);
-        match self.ask(id, now, |connection, control, name| connection.take(control, name)) {
+        match self.ask(id, now, 2, |connection, control, name| connection.take(control, name)) {
             Told::Session { plain, expiry } => {
                 let keys = self.keys();
                 if keys.names(id.0, &id.1).nth(1).is_some() {
@@ -286,13 +286,14 @@ impl Link {
         &'static self,
         id: Id,
         now: Seconds,
+        answers: u32,
         ask: impl Fn(&mut Connection, &str, &str) -> RedisResult<Found>,
     ) -> Told {
         let keys = self.keys();
         let service = keys.service_name(id.0);
         for name in keys.names(id.0, &id.1) {
             let (control, place) = (control(&self.spec, &service, name.bucket), place(&self.spec, &service, &name));
-            let Some(found) = self.request(|connection| ask(connection, &control, &place)) else {
+            let Some(found) = self.request(answers, |connection| ask(connection, &control, &place)) else {
                 return Told::Unknown;
             };
             let Some(record) = found.record else { continue };
@@ -334,8 +335,8 @@ impl Link {
         Some((plain, head.expiry))
     }
 
-    /// Asks Redis within the deadline; `None` if there was no answer.
-    fn request<T>(&'static self, ask: impl Fn(&mut Connection) -> RedisResult<T>) -> Option<T> {
+    /// Asks Redis for so many answers within the deadline; `None` if they did not come.
+    fn request<T>(&'static self, answers: u32, ask: impl Fn(&mut Connection) -> RedisResult<T>) -> Option<T> {
         if self.broken.load(Relaxed) {
             self.vitals.count(Vital::NotAsked);
             return None;
@@ -353,7 +354,8 @@ impl Link {
             };
             let asked = match remaining(until) {
                 None => Err((redis::ErrorKind::Io, "the deadline passed").into()),
-                Some(left) => connection.set_timeout(left).and_then(|()| ask(&mut connection)),
+                // Each of the answers may take as long.
+                Some(left) => connection.set_timeout(left / answers).and_then(|()| ask(&mut connection)),
             };
             match asked {
                 Ok(answer) => {
