@@ -74,8 +74,17 @@ struct Sweep {
 }
 
 thread_local! {
-    /// The id that the cache last issued on this thread.
+    /// The id that the cache last issued on this thread, until it is asked about or stored.
     static ISSUED: Cell<[u8; cache::LONGEST]> = const { Cell::new([0; cache::LONGEST]) };
+}
+
+/// Whether the cache has issued `id` on this thread and nothing has happened to it since. Says so once.
+fn is_just_issued(id: &[u8]) -> bool {
+    let issued = id == ISSUED.get() && id != [0; cache::LONGEST];
+    if issued {
+        ISSUED.set([0; cache::LONGEST]);
+    }
+    issued
 }
 
 impl Context {
@@ -537,8 +546,8 @@ impl Context {
     /// Whether an id is taken in the internal cache (ID1).
     pub fn has(&self, version: i32, id: &[u8]) -> bool {
         // Libssl asks of each new id, and of one that was just made up nobody need be asked.
-        let is_new = self.vouching.load(Relaxed) && id == ISSUED.get();
-        !is_new && Key::new(version, id).is_some_and(|key| self.cache().contains(&key))
+        let is_new = || self.vouching.load(Relaxed) && is_just_issued(id);
+        !is_new() && Key::new(version, id).is_some_and(|key| self.cache().contains(&key))
     }
 
     /// Whether `session` is the sentinel, with which libssl says that the context ends.
@@ -597,6 +606,7 @@ impl Context {
         if self.closed.load(Relaxed) {
             return Inserted::Refused;
         }
+        is_just_issued(session.id()); // from now on it is not: where libssl is built -Bsymbolic, it never asked
         let inserted = self.cache().insert(session, collision, &mut |session, why| match why {
             Departure::Evicted => self.departed(session, Count::Evicted),
             Departure::Replaced => self.replaced(session),
