@@ -222,9 +222,14 @@ impl Link {
         }
         drop(state);
         match self.ask(id, now, 1, |connection, control, name| connection.get(control, name)) {
-            Told::Session { plain, .. } => Answer::Session(plain),
+            Told::Session { plain, .. } => Answer::Session(self.renewed(&id).unwrap_or(plain)),
             Told::Nothing | Told::Unknown => Answer::Nothing,
         }
+    }
+
+    /// As it is to become in Redis, where it is already.
+    fn renewed(&self, id: &Id) -> Option<Vec<u8>> {
+        self.state().pending.get(id).map(|pending| pending.plain.to_vec())
     }
 
     /// The same, and nobody else in the fleet has it. Where Redis cannot be asked, nobody gets it: it is deleted as soon
@@ -651,8 +656,12 @@ impl Link {
             let mut commands: Vec<Cmd> = asked.iter().map(|&bucket| self.ask_generation(keys, bucket)).collect();
             let now = now();
             commands.extend(written.iter().filter_map(|&(session, _, generation)| {
-                self.sealed(keys, session, generation, now)
-                    .map(|(place, record, time)| set(&place, &record, time, session.how))
+                let place = place(&self.spec, &keys.service_name(session.id.0), &keys.name(session.id.0, &session.id.1));
+                match self.sealed(keys, session, generation, now) {
+                    Some((record, time)) => Some(set(&place, &record, time, session.how)),
+                    // It has expired, and what was written when it had not is not to be found any more.
+                    None => (session.how != How::IfAbsent).then(|| command("DEL", place)),
+                }
             }));
             let told = send(connection, commands)?;
             let again = self.learn(connection, keys, asked.into_iter().zip(told))?;
@@ -664,14 +673,14 @@ impl Link {
         Ok(())
     }
 
-    /// Where it goes, what goes there, and for how long; `None` for one that has expired.
+    /// What is to be written, and for how long; `None` for one that has expired.
     fn sealed(
         &self,
         keys: &Keys,
         session: &Session,
         generation: u64,
         now: Seconds,
-    ) -> Option<(String, Vec<u8>, Duration)> {
+    ) -> Option<(Vec<u8>, Duration)> {
         let (service, key) = (session.id.0, &session.id.1);
         let seconds = session.expiry.saturating_add(1).saturating_sub(now);
         let time = u64::try_from(seconds).ok().filter(|&seconds| seconds > 0)?;
@@ -679,12 +688,8 @@ impl Link {
         Head { generation, expiry: session.expiry }.write(&mut content);
         content.extend_from_slice(&session.plain);
         let mut record = Vec::new();
-        let place = place(&self.spec, &keys.service_name(service), &keys.name(service, key));
-        keys.seal(service, key, &content, &mut record).then_some((
-            place,
-            record,
-            Duration::from_secs(time.min(LONGEST)),
-        ))
+        let sealed = keys.seal(service, key, &content, &mut record);
+        sealed.then_some((record, Duration::from_secs(time.min(LONGEST))))
     }
 
     fn ask_generation(&self, keys: &Keys, bucket: Bucket) -> Cmd {
