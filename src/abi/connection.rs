@@ -123,10 +123,7 @@ pub unsafe extern "C" fn SSL_set_generate_session_id(ssl: *mut SSL, cb: Generato
             return Some(unsafe { (other.SSL_set_generate_session_id)(ssl, cb) });
         }
         let cb = match Context::of(&connection) {
-            Some(context) => {
-                context.vouch_no_more();
-                generator::wrap(cb, SSL_has_matching_session_id)
-            }
+            Some(_) => generator::wrap(cb, SSL_has_matching_session_id),
             None => cb,
         };
         // SAFETY: by the caller's promise.

@@ -154,7 +154,7 @@ pub trait Cache<S: Session>: Send + Sync {
     fn issue(&self, _id: &mut [u8; LONGEST]) -> bool {
         false
     }
-    /// Whether no server that shares the cache can have issued this id.
+    /// Whether no session with this id can be in the cache, which one need not ask for it then.
     fn refuses(&self, _id: &[u8]) -> bool {
         false
     }

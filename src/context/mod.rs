@@ -38,7 +38,7 @@ pub struct Context {
     internal: AtomicU32,
     /// The program makes session ids itself.
     has_generator: AtomicBool,
-    /// Every id that may be in the cache was issued by it: others need not be looked for.
+    /// The cache issues the ids of new sessions, and may refuse others.
     vouching: AtomicBool,
     /// SSL_CTX_free has begun.
     ending: AtomicBool,
@@ -306,11 +306,6 @@ impl Context {
         }
     }
 
-    /// There are or will be sessions whose id the cache has not issued.
-    pub fn vouch_no_more(&self) {
-        self.vouching.store(false, Relaxed);
-    }
-
     /// An id for a new session, from the cache.
     pub fn issue(&self) -> Option<[u8; cache::LONGEST]> {
         let mut id = [0; cache::LONGEST];
@@ -440,9 +435,6 @@ impl Context {
 impl Context {
     /// Whether `session` is cached now and was not before (ADD1 to ADD4).
     pub fn add(&self, session: Session) -> bool {
-        if self.vouching.load(Relaxed) && self.cache().refuses(session.id()) {
-            self.vouch_no_more();
-        }
         if self.is_documented() {
             if session.id().is_empty() {
                 return false;

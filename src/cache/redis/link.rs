@@ -12,6 +12,7 @@ use super::super::{Key, Seconds, Service};
 use super::generations::{Bucket, Generations};
 use super::keys::{Keys, Name};
 use super::server::{remaining, set, words, Connection, Found, How, Server};
+use super::strangers::Strangers;
 use super::url::Spec;
 use super::vitals::{Vital, Vitals};
 use crate::log;
@@ -79,6 +80,7 @@ struct State {
     gone: HashMap<Id, Seconds>,
     gone_order: VecDeque<Id>,
     generations: Generations,
+    strangers: Strangers,
 }
 
 struct Pending {
@@ -109,6 +111,8 @@ enum Job {
     },
     Delete(Id),
     Flush(Service),
+    /// Whether there are ids that nobody issued.
+    Strangers(Service),
 }
 
 /// What became of a lookup.
@@ -165,7 +169,8 @@ impl Link {
             // The connections are closed here and go on in the parent. What was removed stays removed.
             let gone = (std::mem::take(&mut state.gone), std::mem::take(&mut state.gone_order));
             let generations = std::mem::take(&mut state.generations);
-            *state = State { process, gone: gone.0, gone_order: gone.1, generations, ..State::default() };
+            let strangers = std::mem::take(&mut state.strangers);
+            *state = State { process, gone: gone.0, gone_order: gone.1, generations, strangers, ..State::default() };
             self.broken.store(false, Relaxed);
             self.vitals.begin(&self.spec.to_string());
         }
@@ -465,6 +470,24 @@ impl Link {
         taken_on
     }
 
+    /// A session with an id that nobody issued will come, which no process is to refuse until it has expired.
+    pub fn expect_stranger(&'static self, service: Service, expiry: Seconds) {
+        let mut state = self.state();
+        if state.strangers.come(service, expiry, now()) {
+            self.push(&mut state, Job::Strangers(service));
+        }
+    }
+
+    /// Whether there may be sessions with ids that nobody issued.
+    pub fn has_strangers(&'static self, service: Service) -> bool {
+        let mut state = self.state();
+        let (there, asks) = state.strangers.are_there(service, now());
+        if asks {
+            self.push(&mut state, Job::Strangers(service));
+        }
+        there
+    }
+
     /// Everything of the service is gone, in all processes that can be reached.
     pub fn flush(&'static self, service: Service) {
         let mut state = self.state();
@@ -615,6 +638,7 @@ impl Link {
         for &service in &batch.prepared {
             self.learn_all(connection, &keys, service)?;
         }
+        batch.strangers.iter().try_for_each(|&service| self.tell_of_strangers(connection, &keys, service))?;
         // What was stored again since is still to come.
         let deleted = batch.deleted.iter().flat_map(|id| {
             let service = keys.service_name(id.0);
@@ -624,6 +648,19 @@ impl Link {
         send(connection, deleted.collect())?;
         batch.flushed.iter().try_for_each(|service| self.raise_generations(connection, *service))?;
         self.write_sessions(connection, &keys, &batch.sessions)
+    }
+
+    /// Asks until when there may be ids that nobody issued, and says so where more is known here.
+    fn tell_of_strangers(&self, connection: &mut Connection, keys: &Keys, service: Service) -> RedisResult<()> {
+        let place = format!("{}{{{}}}:strangers", self.spec.prefix, &*keys.service_name(service));
+        let told = send(connection, vec![command("GET", place.clone())])?.pop().unwrap_or(Value::Nil);
+        let now = now();
+        // Whatever somebody wrote there that is no number.
+        let told = redis::from_redis_value(told).unwrap_or_default();
+        let Some(until) = self.state().strangers.learn(service, told, now) else { return Ok(()) };
+        let mut tell = command("SET", place);
+        tell.arg(until).arg("EX").arg((until - now).max(1));
+        send(connection, vec![tell]).map(drop)
     }
 
     /// Writes them with the generations that are known, and those again whose generation was another one.
@@ -656,7 +693,8 @@ impl Link {
             let mut commands: Vec<Cmd> = asked.iter().map(|&bucket| self.ask_generation(keys, bucket)).collect();
             let now = now();
             commands.extend(written.iter().filter_map(|&(session, _, generation)| {
-                let place = place(&self.spec, &keys.service_name(session.id.0), &keys.name(session.id.0, &session.id.1));
+                let place =
+                    place(&self.spec, &keys.service_name(session.id.0), &keys.name(session.id.0, &session.id.1));
                 match self.sealed(keys, session, generation, now) {
                     Some((record, time)) => Some(set(&place, &record, time, session.how)),
                     // It has expired, and what was written when it had not is not to be found any more.
@@ -674,13 +712,7 @@ impl Link {
     }
 
     /// What is to be written, and for how long; `None` for one that has expired.
-    fn sealed(
-        &self,
-        keys: &Keys,
-        session: &Session,
-        generation: u64,
-        now: Seconds,
-    ) -> Option<(Vec<u8>, Duration)> {
+    fn sealed(&self, keys: &Keys, session: &Session, generation: u64, now: Seconds) -> Option<(Vec<u8>, Duration)> {
         let (service, key) = (session.id.0, &session.id.1);
         let seconds = session.expiry.saturating_add(1).saturating_sub(now);
         let time = u64::try_from(seconds).ok().filter(|&seconds| seconds > 0)?;
@@ -823,11 +855,13 @@ const A_DAY: Seconds = 24 * 3600;
 const LONGEST: u64 = 10 * 365 * 24 * 3600;
 
 /// What the writer does at once.
+#[derive(Default)]
 struct Batch {
     prepared: Vec<Service>,
     sessions: Vec<Session>,
     deleted: Vec<Id>,
     flushed: Vec<Service>,
+    strangers: Vec<Service>,
 }
 
 struct Session {
@@ -841,7 +875,7 @@ struct Session {
 impl State {
     /// What of these jobs is still to be done.
     fn begin(&mut self, jobs: &[Job]) -> Batch {
-        let mut batch = Batch { prepared: Vec::new(), sessions: Vec::new(), deleted: Vec::new(), flushed: Vec::new() };
+        let mut batch = Batch::default();
         for job in jobs {
             match job {
                 Job::Write { id, number } => {
@@ -859,6 +893,7 @@ impl State {
                 Job::Prepare(service) => batch.prepared.push(*service),
                 Job::Delete(id) => batch.deleted.push(*id),
                 Job::Flush(service) => batch.flushed.push(*service),
+                Job::Strangers(service) => batch.strangers.push(*service),
             }
         }
         batch

@@ -6,6 +6,7 @@
 //! | `keys` | what keeps the sessions secret and whole there, and ids that vouch for themselves |
 //! | `server` | one server, a Cluster, a master that Sentinel knows; the commands |
 //! | `generations` | what was flushed |
+//! | `strangers` | ids that do not vouch for themselves, and are not to be refused |
 //! | `link` | deadlines, the breaker, writing behind, what was removed; the threads |
 //! | `vitals` | how the link is doing |
 //! | `check` | what an operator asks: whether it will do, what it says of itself, a flush |
@@ -18,6 +19,7 @@ mod generations;
 pub mod keys;
 mod link;
 mod server;
+mod strangers;
 pub mod url;
 pub mod vitals;
 
@@ -98,7 +100,14 @@ impl<S: Portable> Redis<S> {
 
     fn put(&self, session: &S, how: How) -> bool {
         let mut bytes = Vec::new();
-        session.write(&mut bytes) && self.link.put((self.service(), session.key()), bytes, session.expiry(), how)
+        if !session.write(&mut bytes) {
+            return false;
+        }
+        let (service, key) = (self.service(), session.key());
+        if how != How::IfPresent && !self.link.keys().vouches(service, key.id()) {
+            self.link.expect_stranger(service, session.expiry());
+        }
+        self.link.put((service, key), bytes, session.expiry(), how)
     }
 }
 
@@ -188,7 +197,7 @@ impl<S: Portable> Cache<S> for Redis<S> {
 
     fn refuses(&self, id: &[u8]) -> bool {
         self.prepare();
-        let refused = !self.link.keys().vouches(self.service(), id);
+        let refused = !self.link.keys().vouches(self.service(), id) && !self.link.has_strangers(self.service());
         if refused {
             self.link.vitals().count(Vital::RefusedIds);
         }
