@@ -1,6 +1,7 @@
 //! Reprise's own functions. Errors are on OpenSSL's error queue, from the library "reprise".
 
 use super::border;
+use crate::cache::redis::url::without_password;
 use crate::config::{Internal, Semantics, Tickets, Unclean};
 use crate::context::counters::Count;
 use crate::context::{registry, Context};
@@ -149,7 +150,7 @@ pub unsafe extern "C" fn reprise_ctx_set_cache(ctx: *mut SSL_CTX, url: *const c_
         match url.parse().and_then(|place| context.set_cache(&place, GENERATE)) {
             Ok(()) => Some(1),
             Err(error) => {
-                raise_with(Error::Cache, &format!("{url}: {error}"));
+                raise_with(Error::Cache, &format!("{}: {error}", without_password(&url)));
                 None
             }
         }

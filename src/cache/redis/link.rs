@@ -668,11 +668,16 @@ impl Link {
         const ROUNDS: usize = 4;
         let bucket = |session: &Session| (session.id.0, keys.name(session.id.0, &session.id.1).bucket);
         let mut rest: Vec<(&Session, Bucket)> = sessions.iter().map(|session| (session, bucket(session))).collect();
+        self.leave_out_the_dead(connection, keys, &mut rest)?;
         for _ in 0..ROUNDS {
             let mut asked: Vec<Bucket> = Vec::new();
             let mut written = Vec::new();
             let mut unknown: Vec<Service> = Vec::new();
             let state = self.state();
+            // What was flushed in the meantime is not to have the generation of after.
+            rest.retain(|(session, _)| {
+                state.pending.get(&session.id).is_some_and(|pending| pending.number == session.number)
+            });
             for &(session, bucket) in &rest {
                 match state.generations.known(bucket) {
                     Some((generation, stale)) => {
@@ -708,6 +713,37 @@ impl Link {
                 break;
             }
         }
+        Ok(())
+    }
+
+    /// Of those that are to be written where they are there, only what is alive: a record that was flushed is there, too,
+    /// and would come back with a new generation.
+    fn leave_out_the_dead(
+        &self,
+        connection: &mut Connection,
+        keys: &Keys,
+        sessions: &mut Vec<(&Session, Bucket)>,
+    ) -> RedisResult<()> {
+        let renewed = |session: &Session| session.how == How::IfPresent;
+        let asked = sessions.iter().filter(|(session, _)| renewed(session)).flat_map(|(session, bucket)| {
+            let name = keys.name(session.id.0, &session.id.1);
+            let record = command("GET", place(&self.spec, &keys.service_name(session.id.0), &name));
+            [record, self.ask_generation(keys, *bucket)]
+        });
+        let mut told = send(connection, asked.collect())?.into_iter();
+        let now = now();
+        sessions.retain(|(session, bucket)| {
+            if !renewed(session) {
+                return true;
+            }
+            let mut next = || told.next().unwrap_or(Value::Nil);
+            let (record, generation) = (redis::from_redis_value(next()), redis::from_redis_value(next()));
+            let record: Option<Vec<u8>> = record.unwrap_or_default();
+            record.is_some_and(|record| {
+                let generation = generation.unwrap_or_default();
+                self.judge(keys, session.id, bucket.1, generation, &record, now).is_some()
+            })
+        });
         Ok(())
     }
 
