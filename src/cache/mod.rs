@@ -205,6 +205,11 @@ pub fn open<S: Portable>(place: &Place) -> Result<Box<dyn Cache<S>>, String> {
     }
 }
 
+/// Stops what goes on in caches beside the calls of their contexts until the result is dropped: see [`Cache::hold`].
+pub fn hold() -> Box<dyn Held> {
+    redis::hold()
+}
+
 /// This process ends: caches that are only kept while they are used may go.
 pub fn leave() {
     shm::leave();

@@ -807,7 +807,7 @@ impl Context {
 pub mod fork {
     use super::{registry, Context};
     use crate::board;
-    use crate::cache::Held;
+    use crate::cache::{self, Held};
     use std::cell::RefCell;
 
     thread_local!(static HELD: RefCell<Vec<Box<dyn Held>>> = const { RefCell::new(Vec::new()) });
@@ -828,7 +828,8 @@ pub mod fork {
             }
         };
         count(true);
-        let held = registry::all().flat_map(hold).collect();
+        let mut held: Vec<_> = registry::all().flat_map(hold).collect();
+        held.push(cache::hold());
         HELD.with(|place| *place.borrow_mut() = held);
         count(false);
         board::before_fork();

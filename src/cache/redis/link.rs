@@ -17,7 +17,6 @@ use super::url::Spec;
 use super::vitals::{Vital, Vitals};
 use crate::log;
 use redis::{Cmd, RedisResult, Value};
-use std::cell::RefCell;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -194,23 +193,9 @@ impl Link {
         self.state().runs[WRITER]
     }
 
-    /// Nothing is half done until the result is dropped. Several contexts hold the same link, on one thread.
-    pub fn hold(&'static self) -> Option<impl Sized> {
-        /// Which links this thread holds.
-        struct Held<T>(&'static Link, Option<T>);
-        impl<T> Drop for Held<T> {
-            fn drop(&mut self) {
-                self.1 = None;
-                HOLDS.with_borrow_mut(|held| held.retain(|&held| held != std::ptr::from_ref(self.0) as usize));
-            }
-        }
-        let address = std::ptr::from_ref(self) as usize;
-        if HOLDS.with_borrow(|held| held.contains(&address)) {
-            return None;
-        }
-        HOLDS.with_borrow_mut(|held| held.push(address));
-        let locks = (self.keys.lock().unwrap_or_else(PoisonError::into_inner), self.state());
-        Some(Held(self, Some(locks)))
+    /// Nothing is half done until the result is dropped.
+    pub fn hold(&'static self) -> impl Sized {
+        (self.keys.lock().unwrap_or_else(PoisonError::into_inner), self.state())
     }
 
     // --- what is asked ---------------------------------------------------------------------------------------------
@@ -877,11 +862,6 @@ impl Link {
             Err(error) => log::once(format_args!("{error}: the keys of before stay in use")),
         }
     }
-}
-
-thread_local! {
-    /// The links that this thread holds around a fork, by their addresses.
-    static HOLDS: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
 
 const WRITER: usize = 0;
