@@ -242,9 +242,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         RULE_TEST(ABI1_mode),
-        RULE_TEST(ABI1_mode_and_size_take_effect),
+        COUNTED_TEST(ABI1_mode_and_size_take_effect),
         RULE_TEST(ABI1_size),
-        RULE_TEST(ABI1_counters),
+        COUNTED_TEST(ABI1_counters),
         RULE_TEST(ABI1_counters_are_read_only),
         RULE_TEST(ABI1_everything_else_reaches_libssl),
         RULE_TEST(ABI1_unknown_commands_return_0),

@@ -79,7 +79,7 @@ static void FLUSH1_only_the_expired_leave(void **state)
     SSL_CTX_flush_sessions(ctx, start + 250);
     assert_false(in_cache(ctx, TLS1_2_VERSION, middle));
     assert_true(in_cache(ctx, TLS1_2_VERSION, late));
-    observe_int("FLUSH1", "three sessions, two expired: number left", SSL_CTX_sess_number(ctx), 1, 1);
+    observe_number("FLUSH1", "three sessions, two expired: number left", ctx, 1, 1);
     observe_int("FLUSH1", "three sessions, two expired: calls of remove_cb", removed.calls, 2, 2);
     SSL_SESSION_free(late);
     SSL_SESSION_free(early);
@@ -120,7 +120,7 @@ static void FLUSH1_zero_removes_all(void **state)
     for (i = 0; i < COUNT; i++)
         session[i] = cached(ctx, (unsigned char)i, start, 1 + i * 7 % 50);
     SSL_CTX_flush_sessions(ctx, 0);
-    observe_int("FLUSH1", "sessions left by a flush with t = 0", SSL_CTX_sess_number(ctx), 0, 0);
+    observe_number("FLUSH1", "sessions left by a flush with t = 0", ctx, 0, 0);
     observe_int("FLUSH1", "calls of remove_cb by a flush of 50 with t = 0", removed.calls, COUNT, COUNT);
     for (i = 0; i < COUNT; i++) {
         resumable += SSL_SESSION_is_resumable(session[i]);
@@ -160,7 +160,7 @@ static void FLUSH1_a_sum_beyond_all_times_never_expires(void **state)
     observe_bool("FLUSH1", "cached at the end of time with an endless timeout",
                  in_cache(ctx, TLS1_2_VERSION, session), 1, 1);
     SSL_CTX_flush_sessions(ctx, 0);
-    assert_int_equal(SSL_CTX_sess_number(ctx), 0);
+    assert_number(ctx, 0);
     SSL_SESSION_free(session);
     SSL_CTX_free(ctx);
 }
@@ -181,7 +181,7 @@ static void FLUSH1_works_in_every_mode(void **state)
         SSL_CTX_set_session_cache_mode(ctx, mode[i]);
         session = cached(ctx, 1, start, 100);
         SSL_CTX_flush_sessions(ctx, start + 101);
-        assert_int_equal(SSL_CTX_sess_number(ctx), 0);
+        assert_number(ctx, 0);
         assert_int_equal(removed.calls, 1);
         SSL_SESSION_free(session);
         SSL_CTX_free(ctx);
@@ -196,7 +196,7 @@ static void FLUSH1_contexts_are_apart(void **state)
 
     (void)state;
     SSL_CTX_flush_sessions(flushed, 0);
-    assert_int_equal(SSL_CTX_sess_number(flushed), 0);
+    assert_number(flushed, 0);
     assert_ptr_equal(removed.session, here);
     observe_bool("FLUSH1", "the same id stays in a context that was not flushed",
                  in_cache(other, TLS1_2_VERSION, there), 1, 1);
@@ -262,7 +262,7 @@ static void negotiated(int version)
     SSL_CTX_flush_sessions(server, start + 500);
     assert_true(tls_resumes(client, server, session));
     SSL_CTX_flush_sessions(server, start + 5000);
-    assert_int_equal(SSL_CTX_sess_number(server), 0);
+    assert_number(server, 0);
     assert_false(tls_resumes(client, server, session));
     SSL_SESSION_free(session);
     SSL_CTX_free(client);
@@ -300,7 +300,7 @@ static void FLUSH1_flush_sessions_ex_does_the_same(void **state)
     assert_false(SSL_SESSION_is_resumable(early));
     assert_ptr_equal(removed.session, early);
     flush_sessions_ex(ctx, 0);
-    assert_int_equal(SSL_CTX_sess_number(ctx), 0);
+    assert_number(ctx, 0);
     assert_int_equal(removed.calls, 2);
     SSL_SESSION_free(early);
     SSL_SESSION_free(late);
@@ -310,16 +310,16 @@ static void FLUSH1_flush_sessions_ex_does_the_same(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        RULE_TEST(FLUSH1_expired_means_later_than_time_plus_timeout),
-        RULE_TEST(FLUSH1_only_the_expired_leave),
+        COUNTED_TEST(FLUSH1_expired_means_later_than_time_plus_timeout),
+        COUNTED_TEST(FLUSH1_only_the_expired_leave),
         OBJECT_TEST(FLUSH1_marks_and_calls_remove_cb_once),
         OBJECT_TEST(FLUSH1_zero_removes_all),
         RULE_TEST(FLUSH1_a_time_before_all_removes_none),
         OBJECT_TEST(FLUSH1_a_sum_beyond_all_times_never_expires),
-        RULE_TEST(FLUSH1_works_in_every_mode),
+        COUNTED_TEST(FLUSH1_works_in_every_mode),
         OBJECT_TEST(FLUSH1_contexts_are_apart),
         RULE_TEST(FLUSH1_checks_the_internal_cache_only),
-        RULE_TEST(FLUSH1_a_flushed_session_is_not_resumed),
+        COUNTED_TEST(FLUSH1_a_flushed_session_is_not_resumed),
         OBJECT_TEST(FLUSH1_flush_sessions_ex_does_the_same),
     };
 

@@ -240,7 +240,7 @@ static void MODE9_many_contexts(void **state)
     for (int i = 0; i < MANY; i += 2) /* every other one goes */
         SSL_CTX_free(all[i]);
     for (int i = 1; i < MANY; i += 2)
-        good += SSL_CTX_sess_number(all[i]) == 1 && in_cache(all[i], TLS1_2_VERSION, session) == (i % 256 == 9);
+        good += numbers(all[i], 1) && in_cache(all[i], TLS1_2_VERSION, session) == (i % 256 == 9);
     observe_int("MODE9", "300 contexts, half of them freed: the others have what was theirs", good, MANY / 2, MANY / 2);
     for (int i = 1; i < MANY; i += 2)
         SSL_CTX_free(all[i]);
@@ -539,10 +539,10 @@ static void CB5_flush_of_all_then_more_use(void **state)
                 SSL_CTX_flush_sessions(server, late ? LONG_MAX : 0);
                 observe_int("CB5", in(k, late ? "flush at the end of time: removals" : "flush of all: removals"),
                             removed.count, 1, 1);
-                assert_int_equal(SSL_CTX_sess_number(server), 0);
+                assert_number(server, 0);
                 assert_false(tls_resumes(client, server, offer)); /* a full handshake, so one more is cached */
                 SSL_SESSION_free(offer);
-                assert_int_equal(SSL_CTX_sess_number(server), 1);
+                assert_number(server, 1);
                 SSL_CTX_flush_sessions(server, late ? LONG_MAX : 0);
                 removed.count = 0;
             }
@@ -632,7 +632,7 @@ static void CB5_context_of_another_library_context(void **state)
     assert_int_equal(SSL_CTX_add_session(explicit, third), 1);
     observe_bool("MODE9", "contexts of two library contexts: each has its own",
                  in_cache(there, TLS1_2_VERSION, session) && !in_cache(there, TLS1_2_VERSION, other)
-                 && SSL_CTX_sess_number(here) == 1 && SSL_CTX_sess_number(explicit) == 1, 1, 1);
+                 && numbers(here, 1) && numbers(explicit, 1), 1, 1);
     count_removals_of(there);
     SSL_CTX_free(there);
     observe_bool("CB5", "context of another library context: remove_cb when freed",
@@ -829,10 +829,10 @@ int main(void)
         RULE_TEST(MODE9_many_contexts),
         RULE_TEST(MODE9_contexts_of_several_threads),
         RULE_TEST(MODE9_switched_connections_cache_where_they_were_made),
-        RULE_TEST(MODE9_modes_of_switched_connections),
+        COUNTED_TEST(MODE9_modes_of_switched_connections),
         OBJECT_TEST(GET2_contexts_freed_under_a_switched_connection),
-        RULE_TEST(MODE9_switched_several_times),
-        RULE_TEST(MODE9_SSL_dup_of_a_switched_SSL),
+        COUNTED_TEST(MODE9_switched_several_times),
+        COUNTED_TEST(MODE9_SSL_dup_of_a_switched_SSL),
         OBJECT_TEST(CB5_flush_of_all_then_more_use),
         OBJECT_TEST(CB5_ex_data_while_the_context_is_freed),
 #if OPENSSL_VERSION_NUMBER >= 0x30000000L

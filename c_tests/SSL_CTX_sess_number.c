@@ -17,7 +17,7 @@ static const char *counters(SSL_CTX *ctx)
         const char *name;
         long value;
     } all[] = {
-        { "number", SSL_CTX_sess_number(ctx) },
+        { "number", in_redis() ? 0 : SSL_CTX_sess_number(ctx) },
         { "connect", SSL_CTX_sess_connect(ctx) },
         { "connect_good", SSL_CTX_sess_connect_good(ctx) },
         { "connect_renegotiate", SSL_CTX_sess_connect_renegotiate(ctx) },
@@ -42,6 +42,9 @@ static const char *counters(SSL_CTX *ctx)
 
 static void seen(const char *what, SSL_CTX *ctx, const char *expected)
 {
+    if (in_redis()) /* which does not count what is cached */
+        if (strncmp(expected, "number=", 7) == 0)
+            expected = strchr(expected, ' ') != NULL ? strchr(expected, ' ') + 1 : "none";
     observe_same("STAT1", what, counters(ctx), expected);
 }
 
@@ -260,7 +263,7 @@ static void STAT1_cache_full(void **state)
     observe("STAT1", "8 sessions added with size 3", counters(ctx), "number=3 cache_full=5",
             holds_size ? "number=3 cache_full=5" : "number=2 cache_full=6");
     SSL_CTX_flush_sessions(ctx, 0);
-    assert_int_equal(SSL_CTX_sess_number(ctx), 0);
+    assert_number(ctx, 0);
     observe("STAT1", "the same after a flush, which is no overflow", counters(ctx), "cache_full=5",
             holds_size ? "cache_full=5" : "cache_full=6");
     SSL_CTX_free(ctx);
@@ -442,7 +445,7 @@ int main(void)
         RULE_TEST(STAT1_misses_by_a_tls13_client),
         RULE_TEST(STAT1_timeouts),
         RULE_TEST(STAT1_timeouts_of_get_cb),
-        RULE_TEST(STAT1_cache_full),
+        COUNTED_TEST(STAT1_cache_full),
         RULE_TEST(STAT1_number_counts_both_sides),
         RULE_TEST(STAT1_started_is_not_good),
         RULE_TEST(STAT1_renegotiations),

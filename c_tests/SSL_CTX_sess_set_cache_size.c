@@ -87,7 +87,7 @@ static void SIZE1_holds_up_to_n(void **state)
 
         SSL_CTX_sess_set_cache_size(ctx, size[i]);
         fill(ctx, 0, 25);
-        observe_int("SIZE1", what[i], SSL_CTX_sess_number(ctx), size[i], stock);
+        observe_number("SIZE1", what[i], ctx, size[i], stock);
         assert_int_equal(SSL_CTX_sess_cache_full(ctx), 25 - SSL_CTX_sess_number(ctx));
         SSL_CTX_free(ctx);
     }
@@ -99,7 +99,7 @@ static void SIZE1_the_default_is_a_limit(void **state)
 
     (void)state;
     fill(ctx, 0, 20500);
-    observe_int("SIZE1", "held with the default size", SSL_CTX_sess_number(ctx), 20480, modern() ? 20479 : 20480);
+    observe_number("SIZE1", "held with the default size", ctx, 20480, modern() ? 20479 : 20480);
     SSL_CTX_free(ctx);
 }
 
@@ -110,7 +110,7 @@ static void SIZE1_zero_is_no_limit(void **state)
     (void)state;
     SSL_CTX_sess_set_cache_size(ctx, 0);
     fill(ctx, 0, 20500);
-    observe_int("SIZE1", "held of 20500 with size 0", SSL_CTX_sess_number(ctx), 20500, 20500);
+    observe_number("SIZE1", "held of 20500 with size 0", ctx, 20500, 20500);
     assert_int_equal(SSL_CTX_sess_cache_full(ctx), 0);
     SSL_CTX_free(ctx);
 }
@@ -122,13 +122,13 @@ static void SIZE1_lowered_takes_effect_with_the_next_add(void **state)
     (void)state;
     fill(ctx, 0, 20);
     SSL_CTX_sess_set_cache_size(ctx, 5);
-    observe_int("SIZE1", "held right after the size was lowered below the number", SSL_CTX_sess_number(ctx), 20, 20);
+    observe_number("SIZE1", "held right after the size was lowered below the number", ctx, 20, 20);
     fill(ctx, 20, 21);
-    observe_int("SIZE1", "held after one more add", SSL_CTX_sess_number(ctx), 5, modern() ? 4 : 5);
+    observe_number("SIZE1", "held after one more add", ctx, 5, modern() ? 4 : 5);
     assert_int_equal(SSL_CTX_sess_cache_full(ctx), 21 - SSL_CTX_sess_number(ctx));
     SSL_CTX_sess_set_cache_size(ctx, 50);
     fill(ctx, 30, 50);
-    assert_int_equal(SSL_CTX_sess_number(ctx), held(5) + 20);
+    assert_number(ctx, held(5) + 20);
     SSL_CTX_free(ctx);
 }
 
@@ -160,7 +160,7 @@ static void SIZE1_limits_negotiated_sessions(void **state)
         SSL_SESSION_free(last);
         last = tls_session(client, server);
     }
-    assert_int_equal(SSL_CTX_sess_number(server), 3);
+    assert_number(server, 3);
     assert_int_equal(SSL_CTX_sess_cache_full(server), 2);
     assert_true(tls_resumes(client, server, last));
     assert_false(tls_resumes(client, server, first));
@@ -184,7 +184,7 @@ static void SIZE1_adding_the_same_again_evicts_none(void **state)
     assert_int_equal(SSL_CTX_add_session(ctx, one), 0);
     assert_int_equal(SSL_CTX_add_session(ctx, two), 0);
     observe_int("SIZE1", "pushed out by adding a cached object again", SSL_CTX_sess_cache_full(ctx), 0, 0);
-    assert_int_equal(SSL_CTX_sess_number(ctx), 2);
+    assert_number(ctx, 2);
     SSL_SESSION_free(one);
     SSL_SESSION_free(two);
     SSL_CTX_free(ctx);
@@ -294,7 +294,7 @@ static void SIZE2_a_replaced_one_counts_once(void **state)
     other = cached(ctx, 2, start, 100);
     new = cached(ctx, 1, start, 300);
     observe_bool("SIZE2", "replacing in a full cache pushes nothing else out", holds(ctx, other), 1, 1);
-    assert_int_equal(SSL_CTX_sess_number(ctx), 2);
+    assert_number(ctx, 2);
     assert_int_equal(SSL_CTX_sess_cache_full(ctx), 0);
     SSL_SESSION_free(old);
     SSL_SESSION_free(other);
@@ -320,7 +320,7 @@ static void SIZE2_keeps_the_longest_living(void **state)
         session[i] = cached(ctx, i, start, 1000 + i * 607 % COUNT);
     SSL_CTX_sess_set_cache_size(ctx, size_for(HELD));
     SSL_SESSION_free(cached(ctx, COUNT, start, 5000));
-    assert_int_equal(SSL_CTX_sess_number(ctx), HELD);
+    assert_number(ctx, HELD);
     for (i = 0; i < COUNT; i++) {
         assert_int_equal(holds(ctx, session[i]), i * 607 % COUNT > COUNT - HELD);
         SSL_SESSION_free(session[i]);
@@ -332,18 +332,18 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         RULE_TEST(SIZE1_default_is_20480_and_set_returns_the_previous),
-        RULE_TEST(SIZE1_holds_up_to_n),
+        COUNTED_TEST(SIZE1_holds_up_to_n),
         OBJECT_TEST(SIZE1_the_default_is_a_limit),
-        RULE_TEST(SIZE1_zero_is_no_limit),
-        RULE_TEST(SIZE1_lowered_takes_effect_with_the_next_add),
+        COUNTED_TEST(SIZE1_zero_is_no_limit),
+        COUNTED_TEST(SIZE1_lowered_takes_effect_with_the_next_add),
         RULE_TEST(SIZE1_negative_is_refused),
-        RULE_TEST(SIZE1_limits_negotiated_sessions),
-        RULE_TEST(SIZE1_adding_the_same_again_evicts_none),
+        COUNTED_TEST(SIZE1_limits_negotiated_sessions),
+        COUNTED_TEST(SIZE1_adding_the_same_again_evicts_none),
         OBJECT_TEST(SIZE2_soonest_expiring_leaves),
         OBJECT_TEST(SIZE2_among_equals_the_oldest_added_leaves),
-        RULE_TEST(SIZE2_the_new_one_stays),
+        COUNTED_TEST(SIZE2_the_new_one_stays),
         OBJECT_TEST(SIZE2_a_replaced_one_counts_once),
-        RULE_TEST(SIZE2_keeps_the_longest_living),
+        COUNTED_TEST(SIZE2_keeps_the_longest_living),
     };
 
     return RUN_PAGE("SSL_CTX_sess_set_cache_size", tests);

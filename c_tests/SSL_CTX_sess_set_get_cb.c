@@ -340,7 +340,7 @@ static void CB3_new_cb_returning_0(void **state)
         assert_int_equal(seen.new_calls, 1);
         observe_bool("CB3", in(k, "returned 0", "cached"),
                      in_cache(server, k->version, SSL_get_session(p.server)), 0, 1);
-        observe_int("CB3", in(k, "returned 0", "sessions in the cache"), SSL_CTX_sess_number(server), 0, 1);
+        observe_number("CB3", in(k, "returned 0", "sessions in the cache"), server, 0, 1);
         observe_int("CB3", in(k, "returned 0", "calls of remove_cb"), seen.remove_calls, 0, 0);
         observe_bool("CB3", in(k, "returned 0", "the session is still resumable"),
                      SSL_SESSION_is_resumable(SSL_get_session(p.server)), 1, 1);
@@ -931,13 +931,13 @@ static void call_everything(SSL_CTX *ctx)
     failures += SSL_CTX_set_session_cache_mode(ctx, mode) != mode;
     count = SSL_CTX_sess_number(ctx);
     failures += SSL_CTX_add_session(ctx, mine) != 1;
-    failures += SSL_CTX_add_session(ctx, mine) != 0;
-    failures += SSL_CTX_sess_number(ctx) != count + 1;
+    failures += SSL_CTX_add_session(ctx, mine) != in_redis(); /* where nobody asks what is there */
+    failures += !numbers(ctx, count + 1);
     failures += SSL_CTX_remove_session(ctx, mine) != 1;
     failures += SSL_CTX_remove_session(ctx, mine) != 0;
-    failures += SSL_CTX_sess_number(ctx) != count;
+    failures += !numbers(ctx, count);
     SSL_CTX_flush_sessions(ctx, 1); /* nothing is as old as that */
-    failures += SSL_CTX_sess_number(ctx) != count;
+    failures += !numbers(ctx, count);
     failures += SSL_CTX_sessions(ctx) == NULL;
     SSL_CTX_sess_set_new_cb(ctx, SSL_CTX_sess_get_new_cb(ctx));
     SSL_CTX_sess_set_get_cb(ctx, SSL_CTX_sess_get_get_cb(ctx));
@@ -1018,7 +1018,7 @@ static void cause(scene *s, const struct case11 *c)
     case FLUSH:
         fill(s->server, k, 3);
         SSL_CTX_flush_sessions(s->server, 0);
-        failures += SSL_CTX_sess_number(s->server) != 0;
+        failures += !numbers(s->server, 0);
         break;
     case REMOVE:
         failures += SSL_CTX_remove_session(s->server, s->external) != 1;
@@ -1044,7 +1044,7 @@ static void cause(scene *s, const struct case11 *c)
         fill(s->server, k, 3);
         SSL_CTX_sess_set_remove_cb(s->server, flushing_remove_cb);
         SSL_CTX_flush_sessions(s->server, 0);
-        failures += entered != 4 || SSL_CTX_sess_number(s->server) != 0;
+        failures += entered != 4 || !numbers(s->server, 0);
         break;
     }
 }

@@ -415,7 +415,7 @@ static void MODE7_no_internal_store(void **state)
         SSL_CTX_sess_set_get_cb(e.server, answer);
         observe_bool("MODE7", in(k, "resumed through get_cb"), tls_resumes(e.client, e.server, theirs), 1, 1);
         observe_int("MODE7", in(k, "get_cb asked"), calls.asked, k->stored, k->stored);
-        observe_int("MODE7", in(k, "its answer in the internal cache"), SSL_CTX_sess_number(e.server), 0, 0);
+        observe_number("MODE7", in(k, "its answer in the internal cache"), e.server, 0, 0);
         observe_int("MODE7", in(k, "added by hand"), SSL_CTX_add_session(e.server, by_hand), 1, 1);
         SSL_SESSION_free(by_hand);
         SSL_SESSION_free(theirs);
@@ -452,7 +452,7 @@ static void MODE7_no_internal_is_both(void **state)
         struct ends e = make_ends(k, mode, SSL_SESS_CACHE_OFF);
         SSL_SESSION *theirs = connect_once(&e, &external);
 
-        observe_int("MODE7", in(k, "NO_INTERNAL: stored"), SSL_CTX_sess_number(e.server), 0, 0);
+        observe_number("MODE7", in(k, "NO_INTERNAL: stored"), e.server, 0, 0);
         assert_int_equal(SSL_CTX_add_session(e.server, external), 1);
         observe_bool("MODE7", in(k, "NO_INTERNAL: found though added by hand"),
                      tls_resumes(e.client, e.server, theirs), 0, 0);
@@ -665,7 +665,7 @@ static void MODE10_stored_by_tls13_servers(void **state)
         }
         assert_true(tls_drive(&p));
         snprintf(what, sizeof(what), "%s: sessions stored", cases[i].what);
-        observe_int("MODE10", what, SSL_CTX_sess_number(e.server), cases[i].stored, cases[i].stored);
+        observe_number("MODE10", what, e.server, cases[i].stored, cases[i].stored);
         snprintf(what, sizeof(what), "%s: calls of new_cb", cases[i].what);
         observe_int("MODE10", what, calls.new_server, 2, 2);
         tls_close(&p);
@@ -682,12 +682,12 @@ int main(void)
         RULE_TEST(MODE3_client_sessions_are_stored_not_chosen),
         RULE_TEST(MODE4_internal_first_then_get_cb),
         RULE_TEST(MODE4_both_sides),
-        RULE_TEST(MODE5_auto_clear),
-        RULE_TEST(MODE5_auto_clear_by_resumed_connections),
-        RULE_TEST(MODE5_auto_clear_by_ticket_connections),
-        RULE_TEST(MODE5_auto_clear_of_clients),
-        RULE_TEST(MODE5_auto_clear_of_clients_by_resumed_connections),
-        RULE_TEST(MODE5_no_auto_clear),
+        COUNTED_TEST(MODE5_auto_clear),
+        COUNTED_TEST(MODE5_auto_clear_by_resumed_connections),
+        COUNTED_TEST(MODE5_auto_clear_by_ticket_connections),
+        COUNTED_TEST(MODE5_auto_clear_of_clients),
+        COUNTED_TEST(MODE5_auto_clear_of_clients_by_resumed_connections),
+        COUNTED_TEST(MODE5_no_auto_clear),
         RULE_TEST(MODE6_no_internal_lookup),
         RULE_TEST(MODE7_no_internal_store),
         RULE_TEST(MODE7_get_cb_answers_are_stored_otherwise),

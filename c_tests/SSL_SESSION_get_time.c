@@ -70,10 +70,10 @@ static void judged_by_flush(change *apply)
     apply(shortened, start, 50);
     apply(prolonged, start, 500);
     SSL_CTX_flush_sessions(ctx, start + 50);
-    assert_int_equal(SSL_CTX_sess_number(ctx), 4);
+    assert_number(ctx, 4);
     SSL_CTX_flush_sessions(ctx, start + 51);
     assert_false(holds(ctx, shortened));
-    assert_int_equal(SSL_CTX_sess_number(ctx), 3);
+    assert_number(ctx, 3);
     SSL_CTX_flush_sessions(ctx, start + 250);
     assert_false(holds(ctx, first));
     assert_true(holds(ctx, prolonged));
@@ -81,7 +81,7 @@ static void judged_by_flush(change *apply)
     assert_false(holds(ctx, second));
     assert_true(holds(ctx, prolonged));
     SSL_CTX_flush_sessions(ctx, start + 501);
-    assert_int_equal(SSL_CTX_sess_number(ctx), 0);
+    assert_number(ctx, 0);
     SSL_SESSION_free(prolonged);
     SSL_SESSION_free(first);
     SSL_SESSION_free(second);
@@ -130,7 +130,7 @@ static void judged_by_eviction(change *apply)
     apply(prolonged, start, 500);
     new1 = cached(ctx, 5, start, 600);
     assert_false(holds(ctx, shortened));
-    assert_int_equal(SSL_CTX_sess_number(ctx), 4);
+    assert_number(ctx, 4);
     new2 = cached(ctx, 6, start, 600);
     assert_false(holds(ctx, second));
     assert_true(holds(ctx, prolonged));
@@ -200,7 +200,7 @@ static void FLUSH2_changing_often_leaves_one_entry(void **state)
         SSL_SESSION_set_timeout(session, i % 7 * 100 + 1);
         SSL_SESSION_set_time(session, start + i % 11 - 5);
     }
-    assert_int_equal(SSL_CTX_sess_number(ctx), 2);
+    assert_number(ctx, 2);
     SSL_SESSION_set_time(session, start);
     SSL_SESSION_set_timeout(session, 200);
     SSL_CTX_flush_sessions(ctx, start + 201);
@@ -221,7 +221,7 @@ static void FLUSH2_changed_outside_and_added_again(void **state)
     (void)state;
     assert_int_equal(SSL_CTX_remove_session(ctx, session), 1);
     SSL_SESSION_set_timeout(session, 1000);
-    assert_int_equal(SSL_CTX_sess_number(ctx), 0);
+    assert_number(ctx, 0);
     assert_int_equal(SSL_CTX_add_session(ctx, session), 1);
     SSL_CTX_flush_sessions(ctx, start + 500);
     assert_true(holds(ctx, session));
@@ -308,17 +308,17 @@ static void FLUSH2_of_a_negotiated_session(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        RULE_TEST(FLUSH2_flush_judges_by_the_new_timeout),
-        RULE_TEST(FLUSH2_flush_judges_by_the_new_time),
-        RULE_TEST(FLUSH2_flush_judges_by_the_new_time_ex),
-        RULE_TEST(FLUSH2_eviction_judges_by_the_new_timeout),
-        RULE_TEST(FLUSH2_eviction_judges_by_the_new_time),
-        RULE_TEST(FLUSH2_eviction_judges_by_the_new_time_ex),
-        RULE_TEST(FLUSH2_the_record),
-        RULE_TEST(FLUSH2_changing_often_leaves_one_entry),
-        RULE_TEST(FLUSH2_changed_outside_and_added_again),
+        COUNTED_TEST(FLUSH2_flush_judges_by_the_new_timeout),
+        COUNTED_TEST(FLUSH2_flush_judges_by_the_new_time),
+        COUNTED_TEST(FLUSH2_flush_judges_by_the_new_time_ex),
+        COUNTED_TEST(FLUSH2_eviction_judges_by_the_new_timeout),
+        COUNTED_TEST(FLUSH2_eviction_judges_by_the_new_time),
+        COUNTED_TEST(FLUSH2_eviction_judges_by_the_new_time_ex),
+        COUNTED_TEST(FLUSH2_the_record),
+        COUNTED_TEST(FLUSH2_changing_often_leaves_one_entry),
+        COUNTED_TEST(FLUSH2_changed_outside_and_added_again),
         OBJECT_TEST(FLUSH2_a_change_in_one_context_leaves_the_other_alone),
-        RULE_TEST(FLUSH2_one_object_in_two_contexts_is_judged_anew_in_both),
+        COUNTED_TEST(FLUSH2_one_object_in_two_contexts_is_judged_anew_in_both),
         RULE_TEST(FLUSH2_of_a_negotiated_session),
     };
 

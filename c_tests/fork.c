@@ -389,7 +389,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         RULE_TEST(FORK1_at_any_moment),
-        RULE_TEST(FORK1_by_remove_cb),
+        COUNTED_TEST(FORK1_by_remove_cb),
     };
 
     if (pthread_atfork(close_gate, open_gate, open_gate) != 0)

@@ -38,11 +38,21 @@ enum subject subject(void)
     return semantics != NULL && strcmp(semantics, "stock") == 0 ? STOCK_LIKE : DOCUMENTED;
 }
 
-int shared(void)
+static int cached_in(const char *scheme)
 {
     const char *cache = getenv("REPRISE_CACHE");
 
-    return subject() != STOCK && cache != NULL && strncmp(cache, "shm:", 4) == 0;
+    return subject() != STOCK && cache != NULL && strncmp(cache, scheme, strlen(scheme)) == 0;
+}
+
+int shared(void)
+{
+    return cached_in("shm:") || in_redis();
+}
+
+int in_redis(void)
+{
+    return cached_in("redis");
 }
 
 static const char *subject_name(void)

@@ -19,9 +19,10 @@
 /* Which library answers, and by which semantics. */
 enum subject { STOCK, DOCUMENTED, STOCK_LIKE };
 enum subject subject(void);       /* from reprise_version() being in the process and REPRISE_SEMANTICS */
-/* Whether the internal caches are in shared memory (REPRISE_CACHE), where objects come back as equal copies. Each
- * context of server_ctx and client_ctx still has a cache of its own. */
+/* Whether the internal caches are outside the process (REPRISE_CACHE), where objects come back as equal copies: in shared
+ * memory or in Redis. Each context of server_ctx and client_ctx still has a cache of its own. */
 int shared(void);
+int in_redis(void);
 
 /*
  * `observed` was seen for `rule` ("CB3"); `what` names the situation in a few words and is unique within the rule.
@@ -51,6 +52,18 @@ int references_teardown(void **state);
  */
 #define OBJECT_TEST(f) { #f, shared() ? left_out : f, references_setup, references_teardown, NULL }
 void left_out(void **state);
+
+/*
+ * A test of what holds where the cache knows each session it has: it counts them, has a size limit, clears those that
+ * have expired, and shows them to remove_cb. Left out in Redis; what holds there instead is in redis.c.
+ */
+#define COUNTED_TEST(f) { #f, in_redis() ? left_out : f, references_setup, references_teardown, NULL }
+/* Whether so many sessions are in the cache, which is not asked in Redis. */
+#define numbers(ctx, number) (in_redis() || SSL_CTX_sess_number(ctx) == (number))
+#define assert_number(ctx, number) \
+    do { if (!in_redis()) assert_int_equal(SSL_CTX_sess_number(ctx), number); } while (0)
+#define observe_number(rule, what, ctx, documented, stock) \
+    do { if (!in_redis()) observe_int(rule, what, SSL_CTX_sess_number(ctx), documented, stock); } while (0)
 
 /* Contexts. `version` is TLS1_2_VERSION, TLS1_3_VERSION or DTLS1_2_VERSION: exactly that one. The server has a
  * certificate (one key for the process, made at first use) and the session id context "c_tests". */

@@ -107,7 +107,7 @@ static void tickets(void **state)
             session = tls_session(client, server);
             assert_true(tls_resumes(client, server, session));
             if (stateful)
-                assert_true(SSL_CTX_sess_number(server) > 0);
+                assert_true(in_redis() || SSL_CTX_sess_number(server) > 0);
             SSL_CTX_flush_sessions(server, 0);
             assert_int_equal(tls_resumes(client, server, session), !stateful);
             assert_int_equal(SSL_CTX_get_options(server) & SSL_OP_NO_TICKET, 0);

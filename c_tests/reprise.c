@@ -49,9 +49,9 @@ static void semantics(void **state)
         }
         /* SIZE1: stock from 3.0 on holds one less. */
         if (semantics == REPRISE_SEMANTICS_DOCUMENTED || OpenSSL_version_num() < 0x30000000L)
-            assert_int_equal(SSL_CTX_sess_number(ctx), 3);
+            assert_number(ctx, 3);
         else
-            assert_int_equal(SSL_CTX_sess_number(ctx), 2);
+            assert_number(ctx, 2);
     }
     assert_int_equal(reprise_ctx_set_semantics(ctx, 2), 0);
     assert_error("unknown semantics");
@@ -79,10 +79,10 @@ static void stats(void **state)
     assert_int_equal(reprise_ctx_stats(server, &all, sizeof all), 1);
     assert_int_equal(all.version, REPRISE_STATS_VERSION);
     assert_int_equal(all.size, sizeof all);
-    assert_int_equal(all.sessions, 1);
+    if (!in_redis())
+        assert_true(all.sessions == 1 && all.flushed == 1);
     assert_int_equal(all.stored, 2);
     assert_int_equal(all.negotiated, 2);
-    assert_int_equal(all.flushed, 1);
     assert_int_equal(all.hits, 1);
     assert_int_equal(all.misses, 1);
     assert_int_equal(all.store_errors, 0);
@@ -95,7 +95,8 @@ static void stats(void **state)
     memset(&all, 0xff, sizeof all);
     assert_int_equal(reprise_ctx_stats(server, &all, 16), 1);
     assert_int_equal(all.size, 16);
-    assert_int_equal(all.sessions, 1);
+    if (!in_redis())
+        assert_int_equal(all.sessions, 1);
     assert_true(all.stored == UINT64_MAX);
 
     assert_int_equal(reprise_ctx_stats(server, NULL, sizeof all), 0);
@@ -120,7 +121,8 @@ static void ABI1_macros_are_functions(void **state)
     (void)state;
     assert_int_equal(set_mode(server, SSL_SESS_CACHE_OFF), SSL_SESS_CACHE_SERVER);
     assert_int_equal(SSL_CTX_get_session_cache_mode(server), SSL_SESS_CACHE_OFF);
-    assert_int_equal(number(server), SSL_CTX_sess_number(server));
+    if (!in_redis())
+        assert_int_equal(number(server), SSL_CTX_sess_number(server));
     assert_ptr_equal(get0_session(p.server), SSL_get_session(p.server));
     tls_close(&p);
     SSL_CTX_free(server);
@@ -131,7 +133,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         RULE_TEST(version),
-        RULE_TEST(semantics),
+        COUNTED_TEST(semantics),
         RULE_TEST(stats),
         RULE_TEST(ABI1_macros_are_functions),
     };

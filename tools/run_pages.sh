@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs the programs of c_tests/ on each side: on stock libssl, on Reprise as documented, on Reprise as stock, and on
-# Reprise as documented with its caches in shared memory.
+# Reprise as documented with its caches in shared memory, and in a Redis that is started for it.
 # OUT/SIDE.tsv gets what was observed. `--valgrind` runs both sides of Reprise under valgrind instead.
 #
 # usage: run_pages.sh [--valgrind] OUT PAGE...
@@ -15,6 +15,7 @@ one() { # OUT SIDE PAGE
         stock) program=$out/stock/$page ;;
         stock-like) semantics=stock ;;
         shared) cache="shm:c_tests-$$?size=64M&keep=off" ;;
+        redis) cache=$REDIS ;;
     esac
     [ -n "${VALGRIND:-}" ] || export CONFORMANCE="$out/$side.tsv"
     # What the threads of a parent held is lost in a child that has none of them.
@@ -44,6 +45,29 @@ else
 fi
 out=$1
 shift
+
+# No time is short for the tests of rules: a lookup has a second, which it needs on no machine.
+folder=$(mktemp -d)
+server=
+trap 'kill ${server:+"$server"} 2>/dev/null; wait; rm -rf "$folder"' EXIT
+trap 'exit 1' HUP INT TERM
+program=$(command -v redis-server || command -v valkey-server)
+if [ -n "$program" ]; then
+    (umask 077 && od -An -vtx1 -N32 /dev/urandom | tr -d ' \n' >"$folder/key")
+    "$program" --port 0 --unixsocket "$folder/redis.sock" --save '' --appendonly no --dir "$folder" \
+        --logfile "$folder/redis.log" &
+    server=$!
+    for _ in $(seq 500); do
+        [ ! -S "$folder/redis.sock" ] || break
+        sleep 0.02
+    done
+    REDIS="redis+unix://$folder/redis.sock?key=$folder/key&deadline=1s"
+    export REDIS
+    sides="$sides redis"
+else
+    echo "redis: left out, there is no redis-server (nor valkey-server)"
+fi
+
 for page; do
     for side in $sides; do
         echo "$out $side $page"
