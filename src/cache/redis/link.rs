@@ -210,16 +210,13 @@ impl Link {
         if state.gone.contains_key(&id) {
             return Answer::Nothing;
         }
+        // As it is about to become in Redis, if it is there.
+        let renewed = state.pending.get(&id).map(|pending| pending.plain.clone());
         drop(state);
         match self.ask(id, now, 1, |connection, control, name| connection.get(control, name)) {
-            Told::Session { plain, .. } => Answer::Session(self.renewed(&id).unwrap_or(plain)),
+            Told::Session { plain, .. } => Answer::Session(renewed.map_or(plain, |renewed| renewed.to_vec())),
             Told::Nothing | Told::Unknown => Answer::Nothing,
         }
-    }
-
-    /// As it is to become in Redis, where it is already.
-    fn renewed(&self, id: &Id) -> Option<Vec<u8>> {
-        self.state().pending.get(id).map(|pending| pending.plain.to_vec())
     }
 
     /// The same, and nobody else in the fleet has it. Where Redis cannot be asked, nobody gets it: it is deleted as soon
