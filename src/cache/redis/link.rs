@@ -228,7 +228,13 @@ impl Link {
             match state.pending.get(&id) {
                 // Redis may have it in this very moment.
                 Some(pending) if pending.place == Place::OnItsWay => {
-                    let Some(left) = remaining(until) else { return Answer::Nothing };
+                    let Some(left) = remaining(until) else {
+                        // It is deleted after it has arrived.
+                        state.pending.remove(&id);
+                        state.forget(id, now + A_DAY);
+                        self.push(&mut state, Job::Delete(id));
+                        return Answer::Nothing;
+                    };
                     let waited = self.done.wait_timeout(state, left);
                     state = waited.unwrap_or_else(PoisonError::into_inner).0;
                 }
@@ -514,18 +520,23 @@ impl Link {
     /// `false` if too much is waiting that must not be dropped.
     fn push(&'static self, state: &mut State, job: Job) -> bool {
         self.start(state);
-        if state.queue.len() >= self.spec.queue {
-            // The oldest session is the one that its client is least likely to come for right now.
-            let oldest = state.queue.iter().position(|job| matches!(job, Job::Write { .. }));
-            let Some(Job::Write { id, number }) = oldest.and_then(|oldest| state.queue.remove(oldest)) else {
-                return false;
-            };
-            state.drop_pending(&id, number);
-            self.vitals.count(Vital::Overflowed);
+        if state.queue.len() >= self.spec.queue && !self.drop_oldest(state) {
+            return false;
         }
         state.queue.push_back(job);
         self.vitals.set(Vital::Queue, state.queue.len() as u64);
         self.to_write.notify_one();
+        true
+    }
+
+    /// Of the sessions that wait, the one that its client is least likely to come for right now. `false` if there is none.
+    fn drop_oldest(&self, state: &mut State) -> bool {
+        let oldest = state.queue.iter().position(|job| matches!(job, Job::Write { .. }));
+        let Some(Job::Write { id, number }) = oldest.and_then(|oldest| state.queue.remove(oldest)) else {
+            return false;
+        };
+        state.drop_pending(&id, number);
+        self.vitals.count(Vital::Overflowed);
         true
     }
 
@@ -599,11 +610,7 @@ impl Link {
                 Err(error) => {
                     // They are tried again, and those that came in the meantime wait.
                     jobs.into_iter().rev().for_each(|job| state.queue.push_front(job));
-                    while state.queue.len() > self.spec.queue {
-                        let Some(Job::Write { id, number }) = state.queue.pop_front() else { continue };
-                        state.drop_pending(&id, number);
-                        self.vitals.count(Vital::Overflowed);
-                    }
+                    while state.queue.len() > self.spec.queue && self.drop_oldest(&mut state) {}
                     self.vitals.set(Vital::Queue, state.queue.len() as u64);
                     self.done.notify_all();
                     drop(state);
