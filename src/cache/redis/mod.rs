@@ -7,7 +7,7 @@
 //! | `server` | one server, a Cluster, a master that Sentinel knows; the commands |
 //! | `generations` | what was flushed |
 //! | `strangers` | ids that do not vouch for themselves, and are not to be refused |
-//! | `link` | deadlines, the breaker, writing behind, what was removed; the threads |
+//! | `link` | deadlines, the breaker, what was removed; the threads, one of which writes behind (`link::writer`) |
 //! | `vitals` | how the link is doing |
 //! | `check` | what an operator asks: whether it will do, what it says of itself, a flush |
 //!
