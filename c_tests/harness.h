@@ -103,6 +103,23 @@ int in_cache(SSL_CTX *ctx, int version, const SSL_SESSION *session);
  * session for a while in a shared cache, on a machine that is very busy. */
 int added(SSL_CTX *ctx, SSL_SESSION *session);
 
+/* A key and a self-signed certificate for it that no other context has. The caller's own. */
+X509 *other_certificate(EVP_PKEY **key);
+
+/* A ticket, and who is shown it. */
+struct racer {
+    SSL_CTX *server, *client;
+    SSL_SESSION *ticket;
+    int start[2];                 /* a pipe; its end is the start */
+};
+/* Offers the ticket with early data; whether that was accepted. */
+int race(const struct racer *racer);
+/* The same after the start, in a forked child. */
+int wait_and_race(const struct racer *racer);
+
+/* Whether the errors on the queue, which is empty then, are Reprise's and say `part`, and nothing of a password ("hunter2"). */
+int errors_say(const char *part);
+
 /* Runs `f(arg)` in a forked child for at most `seconds`: "returns N", "deadlocks", or "crashes" (killed by a signal). */
 const char *in_child(int (*f)(void *), void *arg, unsigned seconds);
 

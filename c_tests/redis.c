@@ -415,23 +415,6 @@ static void CB5_sessions_outlive_their_context(void **state)
     SSL_CTX_free(ctx);
 }
 
-static X509 *other_certificate(EVP_PKEY **key)
-{
-    X509 *made = X509_new();
-    EVP_PKEY_CTX *maker = EVP_PKEY_CTX_new_id(EVP_PKEY_EC, NULL);
-
-    *key = NULL;
-    assert_int_equal(EVP_PKEY_keygen_init(maker), 1);
-    assert_int_equal(EVP_PKEY_CTX_set_ec_paramgen_curve_nid(maker, NID_X9_62_prime256v1), 1);
-    assert_int_equal(EVP_PKEY_keygen(maker, key), 1);
-    EVP_PKEY_CTX_free(maker);
-    X509_gmtime_adj(X509_getm_notBefore(made), 0);
-    X509_gmtime_adj(X509_getm_notAfter(made), 1000);
-    assert_int_equal(X509_set_pubkey(made, *key), 1);
-    assert_true(X509_sign(made, *key, EVP_sha256()) > 0);
-    return made;
-}
-
 /* MODE9: who shows another certificate, asks for others, or says that it is another one has sessions of its own. */
 static void MODE9_services_are_apart(void **state)
 {
@@ -509,23 +492,6 @@ static void sessions_move_along(void **state)
     SSL_CTX_free(client);
 }
 
-/* Whether the errors on the queue, which is empty then, say `part`, and nothing of a password. */
-static int queue_says(const char *part)
-{
-    BIO *out = BIO_new(BIO_s_mem());
-    char *text;
-    int says;
-
-    ERR_print_errors(out);
-    BIO_write(out, "", 1);
-    BIO_get_mem_data(out, &text);
-    says = strstr(text, ":reprise:") != NULL && strstr(text, part) != NULL && strstr(text, "hunter2") == NULL;
-    if (!says)
-        print_error("%s\n", text);
-    BIO_free(out);
-    return says;
-}
-
 static void errors(void **state)
 {
     static const struct { const char *url, *part; } wrong[] = {
@@ -542,15 +508,15 @@ static void errors(void **state)
     ERR_clear_error();
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         assert_int_equal(reprise_ctx_set_cache(ctx, wrong[i].url), 0);
-        assert_true(queue_says(wrong[i].part));
+        assert_true(errors_say(wrong[i].part));
     }
     assert_true(file >= 0 && fchmod(file, 0644) == 0);
     snprintf(of_others, sizeof of_others, "redis://:hunter2@x?key=%s", path);
     assert_int_equal(reprise_ctx_set_cache(ctx, of_others), 0);
-    assert_true(queue_says("0644"));
+    assert_true(errors_say("0644"));
     assert_int_equal(fchmod(file, 0600), 0);
     assert_int_equal(reprise_ctx_set_cache(ctx, of_others), 0);
-    assert_true(queue_says("no key"));
+    assert_true(errors_say("no key"));
     close(file);
     unlink(path);
     add(ctx, 1, 300); /* in the cache it had */
@@ -684,39 +650,6 @@ static void FORK1_when_no_context_is_left(void **state)
     }
 }
 
-/* Offers the ticket with early data; whether that was accepted. */
-static int race(SSL_CTX *server, SSL_CTX *client, SSL_SESSION *ticket)
-{
-    pair p = tls_prepare(client, server);
-    SSL_SESSION *own = SSL_SESSION_dup(ticket);
-    char early[16];
-    size_t length;
-    int accepted;
-
-    assert_int_equal(SSL_set_session(p.client, own), 1);
-    SSL_SESSION_free(own);
-    assert_int_equal(SSL_write_early_data(p.client, "once", 4, &length), 1);
-    SSL_read_early_data(p.server, early, sizeof early, &length);
-    accepted = SSL_get_early_data_status(p.server) == SSL_EARLY_DATA_ACCEPTED;
-    tls_drop(&p);
-    return accepted;
-}
-
-struct racer {
-    SSL_CTX *server, *client;
-    SSL_SESSION *ticket;
-    int start[2];
-};
-
-static int waits_and_races(void *arg)
-{
-    struct racer *racer = arg;
-    char byte;
-
-    close(racer->start[1]);
-    return read(racer->start[0], &byte, 1) == 0 && race(racer->server, racer->client, racer->ticket);
-}
-
 /* REPLAY1: however many processes are shown a ticket at once, one accepts its early data. */
 static void REPLAY1_once_for_all_processes(void **state)
 {
@@ -735,11 +668,11 @@ static void REPLAY1_once_for_all_processes(void **state)
         assert_int_equal(pipe(racer.start), 0);
         for (int worker = 0; worker < WORKERS; worker++)
             if ((child[worker] = fork()) == 0)
-                _exit(waits_and_races(&racer));
+                _exit(wait_and_race(&racer));
         close(racer.start[0]);
         close(racer.start[1]);
         if (i % 2 == 1) /* the process that issued it is in the race */
-            of_this += race(racer.server, racer.client, racer.ticket);
+            of_this += race(&racer);
         for (int worker = 0; worker < WORKERS; worker++) {
             int status;
 
@@ -747,7 +680,7 @@ static void REPLAY1_once_for_all_processes(void **state)
             assert_true(WIFEXITED(status) && WEXITSTATUS(status) <= 1);
             of_this += WEXITSTATUS(status);
         }
-        of_this += race(racer.server, racer.client, racer.ticket); /* and a late one */
+        of_this += race(&racer); /* and a late one */
         assert_int_equal(of_this, 1);
         accepted += of_this;
         SSL_SESSION_free(racer.ticket);

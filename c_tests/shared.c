@@ -246,23 +246,6 @@ static void SIZE1_the_default_size_is_no_limit(void **state)
     SSL_CTX_free(ctx);
 }
 
-static X509 *other_certificate(EVP_PKEY **key)
-{
-    X509 *made = X509_new();
-    EVP_PKEY_CTX *maker = EVP_PKEY_CTX_new_id(EVP_PKEY_EC, NULL);
-
-    *key = NULL;
-    assert_int_equal(EVP_PKEY_keygen_init(maker), 1);
-    assert_int_equal(EVP_PKEY_CTX_set_ec_paramgen_curve_nid(maker, NID_X9_62_prime256v1), 1);
-    assert_int_equal(EVP_PKEY_keygen(maker, key), 1);
-    EVP_PKEY_CTX_free(maker);
-    X509_gmtime_adj(X509_getm_notBefore(made), 0);
-    X509_gmtime_adj(X509_getm_notAfter(made), 1000);
-    assert_int_equal(X509_set_pubkey(made, *key), 1);
-    assert_true(X509_sign(made, *key, EVP_sha256()) > 0);
-    return made;
-}
-
 /* MODE9: who shows another certificate, asks for others, or says that it is another one has sessions of its own. */
 static void MODE9_services_are_apart(void **state)
 {
@@ -328,23 +311,6 @@ static void sessions_move_along(void **state)
     SSL_CTX_free(ctx);
 }
 
-/* Whether the errors on the queue, which is empty then, say `part`. */
-static int queue_says(const char *part)
-{
-    BIO *out = BIO_new(BIO_s_mem());
-    char *text;
-    int says;
-
-    ERR_print_errors(out);
-    BIO_write(out, "", 1);
-    BIO_get_mem_data(out, &text);
-    says = strstr(text, ":reprise:") != NULL && strstr(text, part) != NULL;
-    if (!says)
-        print_error("%s\n", text);
-    BIO_free(out);
-    return says;
-}
-
 static void errors(void **state)
 {
     static const struct { const char *url, *part; } wrong[] = {
@@ -358,15 +324,15 @@ static void errors(void **state)
     ERR_clear_error();
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         assert_int_equal(reprise_ctx_set_cache(ctx, wrong[i].url), 0);
-        assert_true(queue_says(wrong[i].part));
+        assert_true(errors_say(wrong[i].part));
     }
     snprintf(other_size, sizeof other_size, "shm:%s?size=4M", path + strlen("/dev/shm/reprise-"));
     assert_int_equal(reprise_ctx_set_cache(ctx, other_size), 0);
-    assert_true(queue_says("2M"));
+    assert_true(errors_say("2M"));
     assert_int_equal(reprise_ctx_set_cache(ctx, NULL), 0);
-    assert_true(queue_says("NULL"));
+    assert_true(errors_say("NULL"));
     assert_int_equal(reprise_ctx_set_cache(NULL, url), 0);
-    assert_true(queue_says("NULL"));
+    assert_true(errors_say("NULL"));
     add(ctx, 1, 300); /* in the cache it had */
     assert_int_equal(SSL_CTX_sess_number(ctx), 1);
     SSL_CTX_free(ctx);
@@ -422,39 +388,6 @@ static void processes_share(void **state)
     SSL_CTX_free(ctx);
 }
 
-/* Offers the ticket with early data. 1 if that was accepted, 2 if only the ticket was, 0 if neither. */
-static int race(SSL_CTX *server, SSL_CTX *client, SSL_SESSION *ticket)
-{
-    pair p = tls_prepare(client, server);
-    char early[16];
-    size_t length;
-    int accepted;
-
-    SSL_SESSION *own = SSL_SESSION_dup(ticket);
-    assert_int_equal(SSL_set_session(p.client, own), 1);
-    SSL_SESSION_free(own);
-    assert_int_equal(SSL_write_early_data(p.client, "once", 4, &length), 1);
-    SSL_read_early_data(p.server, early, sizeof early, &length);
-    accepted = SSL_get_early_data_status(p.server) == SSL_EARLY_DATA_ACCEPTED;
-    tls_drop(&p);
-    return accepted;
-}
-
-struct racer {
-    SSL_CTX *server, *client;
-    SSL_SESSION *ticket;
-    int start[2];
-};
-
-static int waits_and_races(void *arg)
-{
-    struct racer *racer = arg;
-    char byte;
-
-    close(racer->start[1]);
-    return read(racer->start[0], &byte, 1) == 0 && race(racer->server, racer->client, racer->ticket);
-}
-
 /* REPLAY1: however many processes are shown a ticket at once, one accepts its early data. */
 static void REPLAY1_once_for_all_processes(void **state)
 {
@@ -471,7 +404,7 @@ static void REPLAY1_once_for_all_processes(void **state)
         assert_int_equal(pipe(racer.start), 0);
         for (int worker = 0; worker < WORKERS; worker++)
             if ((child[worker] = fork()) == 0)
-                _exit(waits_and_races(&racer));
+                _exit(wait_and_race(&racer));
         close(racer.start[0]);
         close(racer.start[1]);
         int of_this = 0;
