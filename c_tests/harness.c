@@ -575,7 +575,7 @@ X509 *other_certificate(EVP_PKEY **key)
     return made;
 }
 
-int race(const struct racer *racer)
+int race_ticket(const struct ticket_race *racer)
 {
     pair p = tls_prepare(racer->client, racer->server);
     SSL_SESSION *own = SSL_SESSION_dup(racer->ticket);
@@ -592,12 +592,12 @@ int race(const struct racer *racer)
     return accepted;
 }
 
-int wait_and_race(const struct racer *racer)
+int wait_and_race_ticket(const struct ticket_race *racer)
 {
     char byte;
 
     close(racer->start[1]);
-    return read(racer->start[0], &byte, 1) == 0 && race(racer);
+    return read(racer->start[0], &byte, 1) == 0 && race_ticket(racer);
 }
 
 int errors_say(const char *part)

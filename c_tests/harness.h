@@ -107,15 +107,15 @@ int added(SSL_CTX *ctx, SSL_SESSION *session);
 X509 *other_certificate(EVP_PKEY **key);
 
 /* A ticket, and who is shown it. */
-struct racer {
+struct ticket_race {
     SSL_CTX *server, *client;
     SSL_SESSION *ticket;
     int start[2];                 /* a pipe; its end is the start */
 };
 /* Offers the ticket with early data; whether that was accepted. */
-int race(const struct racer *racer);
+int race_ticket(const struct ticket_race *racer);
 /* The same after the start, in a forked child. */
-int wait_and_race(const struct racer *racer);
+int wait_and_race_ticket(const struct ticket_race *racer);
 
 /* Whether the errors on the queue, which is empty then, are Reprise's and say `part`, and nothing of a password ("hunter2"). */
 int errors_say(const char *part);

@@ -655,7 +655,7 @@ static void REPLAY1_once_for_all_processes(void **state)
 {
     const char *slowly = getenv("REPRISE_SLOWLY"), *rounds = getenv("REPRISE_RACES");
     int tickets = rounds != NULL ? atoi(rounds) : slowly != NULL ? 3 : 50, accepted = 0;
-    struct racer racer = { service(TLS1_3_VERSION), client_ctx(TLS1_3_VERSION), NULL, { -1, -1 } };
+    struct ticket_race racer = { service(TLS1_3_VERSION), client_ctx(TLS1_3_VERSION), NULL, { -1, -1 } };
 
     (void)state;
     SSL_CTX_set_max_early_data(racer.server, 1024);
@@ -668,11 +668,11 @@ static void REPLAY1_once_for_all_processes(void **state)
         assert_int_equal(pipe(racer.start), 0);
         for (int worker = 0; worker < WORKERS; worker++)
             if ((child[worker] = fork()) == 0)
-                _exit(wait_and_race(&racer));
+                _exit(wait_and_race_ticket(&racer));
         close(racer.start[0]);
         close(racer.start[1]);
         if (i % 2 == 1) /* the process that issued it is in the race */
-            of_this += race(&racer);
+            of_this += race_ticket(&racer);
         for (int worker = 0; worker < WORKERS; worker++) {
             int status;
 
@@ -680,7 +680,7 @@ static void REPLAY1_once_for_all_processes(void **state)
             assert_true(WIFEXITED(status) && WEXITSTATUS(status) <= 1);
             of_this += WEXITSTATUS(status);
         }
-        of_this += race(&racer); /* and a late one */
+        of_this += race_ticket(&racer); /* and a late one */
         assert_int_equal(of_this, 1);
         accepted += of_this;
         SSL_SESSION_free(racer.ticket);

@@ -393,7 +393,7 @@ static void REPLAY1_once_for_all_processes(void **state)
 {
     const char *slowly = getenv("REPRISE_SLOWLY"), *rounds = getenv("REPRISE_RACES");
     int tickets = rounds != NULL ? atoi(rounds) : slowly != NULL ? 3 : 100, accepted = 0;
-    struct racer racer = { service(TLS1_3_VERSION), client_ctx(TLS1_3_VERSION), NULL, { -1, -1 } };
+    struct ticket_race racer = { service(TLS1_3_VERSION), client_ctx(TLS1_3_VERSION), NULL, { -1, -1 } };
 
     (void)state;
     SSL_CTX_set_max_early_data(racer.server, 1024);
@@ -404,7 +404,7 @@ static void REPLAY1_once_for_all_processes(void **state)
         assert_int_equal(pipe(racer.start), 0);
         for (int worker = 0; worker < WORKERS; worker++)
             if ((child[worker] = fork()) == 0)
-                _exit(wait_and_race(&racer));
+                _exit(wait_and_race_ticket(&racer));
         close(racer.start[0]);
         close(racer.start[1]);
         int of_this = 0;
