@@ -51,7 +51,10 @@ impl State {
                         });
                     }
                 }
-                Job::Prepare(service) => batch.prepared.push(*service),
+                Job::Prepare(service) => {
+                    batch.prepared.push(*service);
+                    batch.strangers.push(*service);
+                }
                 Job::Delete(id) => batch.deleted.push(*id),
                 Job::Flush(service) => batch.flushed.push(*service),
                 Job::Strangers(service) => batch.strangers.push(*service),
