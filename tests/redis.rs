@@ -882,6 +882,8 @@ fn first_connections_ask_redis_for_no_session() {
     for server in [&[][..], &["-tls1_2"]] {
         let machines = fleet.machines(Some(&fleet.url_of(&redis.address())), server);
         let to = ports(&machines);
+        // A process refuses no id before it has heard whether there are any that nobody issued.
+        assert_eq!(reconnect_to(&to, &["-n", "39", "-fresh", "-clients", "2", "-pause", "5"]).failed, 0);
         let first = ["-n", "249", "-fresh", "-clients", "4"];
         let (fresh, commands) = redis.commands_during(|| reconnect_to(&to, &first));
         assert_eq!((fresh.full, fresh.failed), (1000, 0), "{server:?}: {fresh:?}");
