@@ -803,6 +803,20 @@ static int learns(void *arg)
     return resumed;
 }
 
+/* It has the function that issues ids, and there is nobody any more who issues one. */
+static void ID1_a_connection_outlives_the_cache(void **state)
+{
+    SSL_CTX *server = service(TLS1_2_VERSION), *client = client_ctx(TLS1_2_VERSION);
+    pair p = tls_prepare(client, server);
+
+    (void)state;
+    assert_int_equal(reprise_ctx_set_cache(server, "memory:"), 1);
+    assert_int_equal(tls_drive(&p), 1);
+    tls_close(&p);
+    SSL_CTX_free(server);
+    SSL_CTX_free(client);
+}
+
 /* A session with an id that nobody issued is found, within seconds, by processes that have never seen such a one. */
 static void ID1_strangers_are_announced(void **state)
 {
@@ -863,6 +877,7 @@ int main(void)
         CACHE_TEST(FORK1_when_no_context_is_left),
         CACHE_TEST(REPLAY1_once_for_all_processes),
         CACHE_TEST(ID1_ids_of_the_program_are_found),
+        CACHE_TEST(ID1_a_connection_outlives_the_cache),
         CACHE_TEST(ID1_strangers_are_announced),
     };
 

@@ -2,6 +2,7 @@
 //! and where the cache issues ids of its own, one is needed.
 
 use crate::abi::border;
+use crate::cache::LONGEST;
 use crate::context::{registry, Context};
 use crate::libssl::types::{Generator, SSL, SSL_CTX, SSL_SESSION};
 use crate::libssl::{context, Connection, Hooks, Session};
@@ -63,7 +64,8 @@ unsafe extern "C" fn generate(ssl: *mut SSL, id: *mut c_uchar, length: *mut c_ui
     border(0, || {
         // SAFETY: libssl passes a live connection, and room for as many bytes as `length` says.
         let (connection, room) = unsafe { (Connection::borrow(ssl)?, *length) };
-        let issued = Context::of(&connection)?.issue()?;
+        // A connection keeps this function when its context has gone back to libssl or to another cache.
+        let issued = Context::of(&connection).and_then(Context::issue).or_else(random_id)?;
         if (room as usize) < issued.len() {
             return None;
         }
@@ -74,4 +76,9 @@ unsafe extern "C" fn generate(ssl: *mut SSL, id: *mut c_uchar, length: *mut c_ui
         }
         Some(1)
     })
+}
+
+fn random_id() -> Option<[u8; LONGEST]> {
+    let mut id = [0; LONGEST];
+    getrandom::fill(&mut id).ok().map(|()| id)
 }
