@@ -30,27 +30,32 @@ WARN    += -I$(LIBSSL)/include -Wno-deprecated-declarations
 TLS     := -L$(LIBSSL)/lib -Wl,-rpath,$(LIBSSL)/lib $(TLS)
 endif
 
-.PHONY: all setup setup-check header install check check-all check-rust check-c check-valgrind check-observed check-conformance \
-        check-header observe conformance demo bench lint clean
+.PHONY: all setup needed-to-build needed-to-check header install check check-everything check-quick check-all check-rust \
+        check-units check-c check-valgrind check-observed check-conformance check-header observe conformance demo show bench \
+        lint clean
 .DELETE_ON_ERROR:
 
 all: $(LIBRARY)
 
+# Only this, `make demo` and `make check` install packages, and only when root runs them. All others say what is missing.
 setup:
-	@tools/setup.sh
+	@tools/setup.sh check --install
 
-setup-check:
-	@tools/setup.sh --check
+needed-to-build:
+	@tools/setup.sh build
+
+needed-to-check:
+	@tools/setup.sh check
 
 $(LIBRARY): $(SOURCES)
-	@tools/setup.sh
+	@tools/setup.sh build
 	$(CARGO) build --release --locked
 	@ln -sf libreprise.so target/release/$(SONAME)
 	@touch $@
 
 # --- the header ---------------------------------------------------------------------------------------------------
 
-header: setup
+header: needed-to-build
 	@touch build.rs
 	REPRISE_HEADER=$(HEADER) $(CARGO) build --release --locked
 
@@ -81,7 +86,7 @@ install: $(LIBRARY)
 
 # --- C tests ------------------------------------------------------------------------------------------------------
 
-$(OUT)/harness.o: c_tests/harness.c c_tests/harness.h | setup-check
+$(OUT)/harness.o: c_tests/harness.c c_tests/harness.h | needed-to-check
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(WARN) -c $< -o $@
 
@@ -121,38 +126,57 @@ conformance: observe
 
 # --- everything ---------------------------------------------------------------------------------------------------
 
-# Rust's tests come last: their closing line sums up.
-check: setup-check all check-header check-c check-conformance check-valgrind check-rust
+check:
+	@tools/setup.sh check --install
+	@$(MAKE) --no-print-directory check-everything
 	@echo "make check: everything passed"
 
-check-rust: setup-check $(LIBRARY) target/server-stock target/server-reprise target/reconnect
-	$(CARGO) test --release --locked
+# Rust's tests come last: their closing line sums up.
+check-everything: lint all check-header check-c check-conformance check-valgrind check-rust
 
-# What takes longer, or needs a nightly Rust: other versions of libssl, data races, the model checker, fuzzing.
+# While one works: what is fast to run after a build.
+check-quick: lint check-units check-c
+
+# Tests are built without the optimization over all crates, which would take longer than they do. What is proven is the
+# library of the release all the same.
+check-rust: needed-to-check $(LIBRARY) target/server-stock target/server-reprise target/reconnect
+	$(CARGO) test --profile proof --locked --no-fail-fast
+
+check-units: needed-to-check $(LIBRARY)
+	$(CARGO) test --profile proof --locked --lib --bins
+
+# What takes longer, or needs a nightly Rust: bare machines, other versions of libssl, data races, the model checker, fuzzing.
 check-all: check
+	tools/fresh.sh bookworm
+	tools/fresh.sh trixie
 	tools/check_libssl.sh $(VERSIONS)
 	tools/check_threads.sh
 	tools/check_models.sh
 
-lint: setup
+lint: needed-to-check
 	$(CARGO) fmt --check
-	$(CARGO) clippy --release --locked --all-targets -- -D warnings
+	$(CARGO) clippy --profile proof --locked --all-targets -- -D warnings
+	shellcheck .ci/run $$(git ls-files '*.sh' 2>/dev/null || find . -name '*.sh' -not -path './target/*')
 
 # --- the example server, the demo, the benchmarks -------------------------------------------------------------------
 
-target/server-stock: examples/server.c | setup-check
+target/server-stock: examples/server.c | needed-to-check
 	$(CC) $(CFLAGS) $(WARN) $< -o $@ -lsqlite3 $(TLS)
 
 target/server-reprise: examples/server.c $(LIBRARY) $(HEADER)
 	$(CC) $(CFLAGS) $(WARN) -DWITH_REPRISE $< -o $@ -lsqlite3 $(REPRISE) $(TLS)
 
-target/reconnect: c_tests/tools/reconnect.c | setup
+target/reconnect: c_tests/tools/reconnect.c | needed-to-build
 	$(CC) $(CFLAGS) $(WARN) $< -o $@ $(TLS)
 
-target/prefork: examples/prefork.c | setup
+target/prefork: examples/prefork.c | needed-to-build
 	$(CC) $(CFLAGS) $(WARN) $< -o $@ $(TLS)
 
-demo: all target/prefork target/reconnect
+demo:
+	@tools/setup.sh demo --install
+	@$(MAKE) --no-print-directory show
+
+show: all target/prefork target/reconnect
 	@REPRISE=target/release/reprise PREFORK=target/prefork RECONNECT=target/reconnect examples/demo.sh
 
 bench: all

@@ -39,6 +39,7 @@ CONF
         sleep 0.1
     done
     line=$(target/reconnect "-tls$2" -clients 8 -n 500 "127.0.0.1:$port")
+    resumed=0 per_second=0
     for word in $line; do
         case $word in resumed=* | per_second=*) declare -g "$word" ;; esac
     done

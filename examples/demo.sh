@@ -52,8 +52,8 @@ stop() { # stop SIDE
     [ ! -s "$scratch/errors" ] || fail "$1: $(head -n 1 "$scratch/errors")"
 }
 
-visit() { # visit reconnect's arguments: sets connections, full, resumed, failed, full_us, per_second ...
-    full=0 resumed=0 failed=1 full_us=- resumed_us=- per_second=- workers=0
+visit() { # visit reconnect's arguments: sets connections, resumed, failed, full_us, per_second ...
+    resumed=0 failed=1 full_us=- resumed_us=- per_second=- workers=0
     local line word
     line=$(timeout 60 "$RECONNECT" "$@" "$address")
     for word in $line; do

@@ -20,7 +20,7 @@ use serde_json::Value;
 
 /// The command with none of our variables but the library under test.
 fn reprise(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_reprise"));
+    let mut command = Command::new(common::command());
     for name in ["LD_PRELOAD", "REPRISE_CACHE", "REPRISE_SEMANTICS", "REPRISE_LOG", "REPRISE_STATS", "REPRISE_STATUS"] {
         command.env_remove(name);
     }
@@ -242,7 +242,7 @@ fn watch_shows_and_ends() {
                   except OSError: pass\n\
                   sys.stdout.buffer.write(seen); sys.exit(os.waitpid(process, 0)[1])";
     let mut terminal = Command::new(program("python3", "python3"));
-    terminal.args(["-c", script, env!("CARGO_BIN_EXE_reprise"), "status", &pid, "--watch"]);
+    terminal.args(["-c", script, common::command().to_str().unwrap(), "status", &pid, "--watch"]);
     let (code, seen, said) = answer(run(&mut terminal));
     assert_eq!((code, said.as_str()), (0, ""), "{seen:?}");
     assert!(seen.contains("PROGRAM") && seen.contains(&pid), "{seen:?}");
@@ -352,7 +352,7 @@ fn a_board_that_cannot_be_made_hurts_nobody() {
                 None => command.env_remove(name),
             };
         }
-        command.arg("-c").arg(format!("{script} exec {} run -- \"$@\"", env!("CARGO_BIN_EXE_reprise"))).arg("sh");
+        command.arg("-c").arg(format!("{script} exec {} run -- \"$@\"", common::command().display())).arg("sh");
         command
     };
     // Python ignores SIGXFSZ; this one would die of it.
@@ -479,7 +479,7 @@ fn the_library_is_found_where_it_is_installed() {
         let command = sandbox.file("bin/reprise");
         fs::create_dir_all(sandbox.file("bin")).unwrap();
         fs::create_dir_all(sandbox.file(folder)).unwrap();
-        fs::hard_link(env!("CARGO_BIN_EXE_reprise"), &command).unwrap();
+        fs::hard_link(common::command(), &command).unwrap();
         let mut print = Command::new(&command);
         print
             .args(["run", "--", "sh", "-c", "echo $LD_PRELOAD"])

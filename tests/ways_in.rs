@@ -205,7 +205,7 @@ fn linked_after_libssl() {
                 assert!(seen.len() == 1 && seen[0].1.contains(LINK_BEFORE), "{seen:?}");
                 assert_eq!(said, "");
             }
-            let output = run(Command::new(env!("CARGO_BIN_EXE_reprise")).arg("doctor").arg(&program));
+            let output = run(Command::new(common::command()).arg("doctor").arg(&program));
             assert!(text(&output.stdout).contains(LINK_BEFORE), "{}", text(&output.stdout));
             assert_eq!(output.status.code(), Some(1));
             // What the doctor says besides.
@@ -213,7 +213,7 @@ fn linked_after_libssl() {
             taken(command.env("LD_PRELOAD", libreprise()), &libssl);
         }
         let program = workshop.program("before", &libssl, &["-lreprise"]);
-        let output = run(Command::new(env!("CARGO_BIN_EXE_reprise")).arg("doctor").arg(&program));
+        let output = run(Command::new(common::command()).arg("doctor").arg(&program));
         assert!(output.status.success() && text(&output.stdout).contains("ahead"), "{}", text(&output.stdout));
         // Nothing of it is used: the linker leaves it out.
         let mut args = vec!["-Wl,--as-needed"];

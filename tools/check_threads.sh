@@ -85,10 +85,10 @@ int main(void)
 }
 C
 link "$out/racy" "$out/racy.o" "$out/memory.o"
-! run "$out/racy" >"$out/racy.log" 2>&1 && grep -q 'WARNING: ThreadSanitizer: data race' "$out/racy.log" || {
+if run "$out/racy" >"$out/racy.log" 2>&1 || ! grep -q 'WARNING: ThreadSanitizer: data race' "$out/racy.log"; then
     cat "$out/racy.log"
     fail 'a race was not seen'
-}
+fi
 
 compile "$out/harness.o" -fsanitize=thread c_tests/harness.c
 for page in threads soak; do

@@ -27,10 +27,19 @@ pub fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// The library under test: what `cargo build --release` made.
+/// The library under test: what `make` built. The tests themselves are built with another profile.
 pub fn libreprise() -> PathBuf {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("release").join("libreprise.so");
-    assert!(path.exists(), "{} is missing: cargo build --release", path.display());
+    released("libreprise.so")
+}
+
+/// The command under test, with that library beside it.
+pub fn command() -> PathBuf {
+    released("reprise")
+}
+
+fn released(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("release").join(name);
+    assert!(path.exists(), "{} is missing: make", path.display());
     path
 }
 
