@@ -1,9 +1,13 @@
 //! Three things at build time: the types of `<openssl/ssl.h>` for Rust (bindgen), the soname of the library, and,
 //! when `REPRISE_HEADER` names a file (`make header`), the header for C (cbindgen).
 
-use std::{env, path::PathBuf};
+#[path = "tools/header.rs"]
+mod header;
+
+use std::{env, fs, path::PathBuf};
 
 fn main() {
+    println!("cargo:rerun-if-changed=tools/header.rs");
     println!("cargo:rerun-if-changed=src/libssl/wrapper.h");
     println!("cargo:rerun-if-changed=cbindgen.toml");
     println!("cargo:rerun-if-env-changed=REPRISE_HEADER");
@@ -14,7 +18,7 @@ fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     // Rust's unwinder comes from a shared library, which every program under a preload would have to load: where the
     // linker looks for it, it finds the static one.
-    std::fs::write(out.join("libgcc_s.so"), "GROUP(libgcc_eh.a libgcc.a)\n").expect("OUT_DIR is writable");
+    fs::write(out.join("libgcc_s.so"), "GROUP(libgcc_eh.a libgcc.a)\n").expect("OUT_DIR is writable");
     println!("cargo:rustc-link-search=native={}", out.display());
     bindgen::Builder::default()
         .header("src/libssl/wrapper.h")
@@ -32,15 +36,19 @@ fn main() {
         .write_to_file(out.join("openssl.rs"))
         .expect("OUT_DIR is writable");
 
-    if let Some(header) = env::var_os("REPRISE_HEADER") {
+    if let Some(path) = env::var_os("REPRISE_HEADER") {
         let root = env::var("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR");
         let mut files: Vec<_> =
-            std::fs::read_dir("src/abi").expect("src/abi is there").flatten().map(|file| file.path()).collect();
+            fs::read_dir("src/abi").expect("src/abi is there").flatten().map(|file| file.path()).collect();
         files.retain(|file| file.extension().is_some_and(|extension| extension == "rs") && !file.ends_with("mod.rs"));
         files.sort();
         let builder = cbindgen::Builder::new().with_config(cbindgen::Config::from_root_or_default(&root));
         // The border alone: constants of other rooms are nobody's business.
         let builder = files.iter().fold(builder, |builder, file| builder.with_src(file));
-        builder.generate().expect("cbindgen reads src/abi").write_to_file(header);
+        let mut text = Vec::new();
+        builder.generate().expect("cbindgen reads src/abi").write(&mut text);
+        let text = String::from_utf8(text).expect("cbindgen writes UTF-8");
+        let text = header::finish(&text, env!("CARGO_PKG_VERSION"));
+        fs::write(&path, text).expect("the folder of REPRISE_HEADER is there and writable");
     }
 }

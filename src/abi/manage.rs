@@ -34,26 +34,21 @@ pub unsafe extern "C" fn SSL_CTX_add_session(ctx: *mut SSL_CTX, session: *mut SS
 ///
 /// # Safety
 /// `ctx` and `session` are NULL or live.
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+// One item for all machines, so that the header declares the function once.
+#[cfg_attr(any(target_arch = "x86_64", target_arch = "aarch64"), unsafe(naked))]
 #[no_mangle]
-#[unsafe(naked)]
 pub unsafe extern "C" fn SSL_CTX_remove_session(ctx: *mut SSL_CTX, session: *mut SSL_SESSION) -> c_int {
     // The address that the call returns to becomes the third argument.
     #[cfg(target_arch = "x86_64")]
     std::arch::naked_asm!("mov rdx, [rsp]", "jmp {}", sym remove_session);
     #[cfg(target_arch = "aarch64")]
     std::arch::naked_asm!("mov x2, x30", "b {}", sym remove_session);
-}
-
-/// The same where nothing tells who calls: it is taken for the program.
-///
-/// # Safety
-/// As above.
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-#[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_remove_session(ctx: *mut SSL_CTX, session: *mut SSL_SESSION) -> c_int {
+    // Elsewhere nothing tells who calls: the program is taken to.
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     // SAFETY: by the caller's promise.
-    unsafe { remove_session(ctx, session, 0) }
+    unsafe {
+        remove_session(ctx, session, 0)
+    }
 }
 
 unsafe extern "C" fn remove_session(ctx: *mut SSL_CTX, session: *mut SSL_SESSION, caller: usize) -> c_int {
