@@ -5,6 +5,7 @@ LIBDIR  ?= $(PREFIX)/lib
 DESTDIR ?=
 CARGO   ?= cargo
 CC      ?= cc
+STRIP   ?= strip
 CFLAGS  ?= -O2 -g
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 SONAME  := libreprise.so.0
@@ -30,7 +31,7 @@ WARN    += -I$(LIBSSL)/include -Wno-deprecated-declarations
 TLS     := -L$(LIBSSL)/lib -Wl,-rpath,$(LIBSSL)/lib $(TLS)
 endif
 
-.PHONY: all setup needed-to-build needed-to-check header install check check-everything check-quick check-all check-rust \
+.PHONY: all setup needed-to-build needed-to-check header install install-strip uninstall check check-everything check-quick check-all check-rust \
         check-units check-c check-valgrind check-observed check-conformance check-header observe conformance demo show bench \
         lint clean
 .DELETE_ON_ERROR:
@@ -67,22 +68,53 @@ check-header: $(LIBRARY)
 
 # --- installing ---------------------------------------------------------------------------------------------------
 
-SHARE := $(DESTDIR)$(PREFIX)/share
+INCLUDE := $(PREFIX)/include
+BIN     := $(PREFIX)/bin
+SHARE   := $(PREFIX)/share
+CMAKE   := $(LIBDIR)/cmake/reprise
+MAJOR   := $(firstword $(subst ., ,$(VERSION)))
+# What the templates leave open.
+FILL    := sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@VERSION@|$(VERSION)|' -e 's|@MAJOR@|$(MAJOR)|' \
+               -e 's|@SONAME@|$(SONAME)|' -e "s|@INCLUDE@|$$(realpath -ms --relative-to=$(CMAKE) $(INCLUDE))|"
+
+PAGES_3 := $(wildcard docs/man/*.3)
+PAGES_7 := $(wildcard docs/man/*.7)
+# Those that the command writes: `reprise generate man`.
+PAGES_1 := $(addsuffix .1,reprise $(addprefix reprise-,run status doctor cache cache-ls cache-show cache-flush cache-rm keygen))
+
+# Everything that `install` makes, for `uninstall`.
+INSTALLED := $(LIBDIR)/libreprise.so.$(VERSION) $(LIBDIR)/$(SONAME) $(LIBDIR)/libreprise.so $(LIBDIR)/pkgconfig/reprise.pc \
+    $(CMAKE)/reprise-config.cmake $(CMAKE)/reprise-config-version.cmake $(INCLUDE)/reprise.h $(BIN)/reprise \
+    $(addprefix $(SHARE)/man/man1/,$(PAGES_1)) $(addprefix $(SHARE)/man/man3/,$(notdir $(PAGES_3))) \
+    $(addprefix $(SHARE)/man/man7/,$(notdir $(PAGES_7))) $(SHARE)/bash-completion/completions/reprise \
+    $(SHARE)/zsh/site-functions/_reprise $(SHARE)/fish/vendor_completions.d/reprise.fish
 
 install: $(LIBRARY)
-	install -d $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/bin $(SHARE)/man/man1 \
-	    $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
-	install -m 755 target/release/reprise $(DESTDIR)$(PREFIX)/bin/reprise
-	target/release/reprise generate man $(SHARE)/man/man1
-	target/release/reprise generate completions bash > $(SHARE)/bash-completion/completions/reprise
-	target/release/reprise generate completions zsh > $(SHARE)/zsh/site-functions/_reprise
-	target/release/reprise generate completions fish > $(SHARE)/fish/vendor_completions.d/reprise.fish
-	install -m 755 $(LIBRARY) $(DESTDIR)$(LIBDIR)/libreprise.so.$(VERSION)
+	install -d $(addprefix $(DESTDIR),$(sort $(dir $(INSTALLED))))
+	install -m 755 target/release/reprise $(DESTDIR)$(BIN)/reprise
+	target/release/reprise generate man $(DESTDIR)$(SHARE)/man/man1
+	install -m 644 $(PAGES_3) $(DESTDIR)$(SHARE)/man/man3
+	install -m 644 $(PAGES_7) $(DESTDIR)$(SHARE)/man/man7
+	target/release/reprise generate completions bash > $(DESTDIR)$(SHARE)/bash-completion/completions/reprise
+	target/release/reprise generate completions zsh > $(DESTDIR)$(SHARE)/zsh/site-functions/_reprise
+	target/release/reprise generate completions fish > $(DESTDIR)$(SHARE)/fish/vendor_completions.d/reprise.fish
+	install -m 644 $(LIBRARY) $(DESTDIR)$(LIBDIR)/libreprise.so.$(VERSION)
 	ln -sf libreprise.so.$(VERSION) $(DESTDIR)$(LIBDIR)/$(SONAME)
 	ln -sf $(SONAME) $(DESTDIR)$(LIBDIR)/libreprise.so
-	install -m 644 $(HEADER) $(DESTDIR)$(PREFIX)/include/reprise.h
-	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@VERSION@|$(VERSION)|' reprise.pc.in \
-	    > $(DESTDIR)$(LIBDIR)/pkgconfig/reprise.pc
+	install -m 644 $(HEADER) $(DESTDIR)$(INCLUDE)/reprise.h
+	$(FILL) reprise.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/reprise.pc
+	$(FILL) cmake/reprise-config.cmake.in > $(DESTDIR)$(CMAKE)/reprise-config.cmake
+	$(FILL) cmake/reprise-config-version.cmake.in > $(DESTDIR)$(CMAKE)/reprise-config-version.cmake
+
+# Without what only debuggers read. What the dynamic linker reads stays.
+install-strip: install
+	$(STRIP) --strip-unneeded $(DESTDIR)$(LIBDIR)/libreprise.so.$(VERSION)
+	$(STRIP) $(DESTDIR)$(BIN)/reprise
+
+# With the PREFIX, LIBDIR and DESTDIR of the installation. Folders that others may use stay.
+uninstall:
+	rm -f $(addprefix $(DESTDIR),$(INSTALLED))
+	if [ -d $(DESTDIR)$(CMAKE) ]; then rmdir --ignore-fail-on-non-empty $(DESTDIR)$(CMAKE); fi
 
 # --- C tests ------------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,12 @@
 
 use crate::{wrong_use, Done};
 use clap_complete::Shell;
-use std::path::PathBuf;
+use clap_mangen::Man;
+use std::path::{Path, PathBuf};
+
+/// The date that the manual pages show: when what they say last changed. Never today's, so that what is built twice is
+/// the same.
+const DATE: &str = "2026-11-21";
 
 #[derive(clap::Subcommand)]
 pub enum Command {
@@ -15,7 +20,11 @@ pub enum Command {
 pub fn run(command: &Command, mut cli: clap::Command) -> Done {
     match command {
         Command::Man { folder } => std::fs::create_dir_all(folder)
-            .and_then(|()| clap_mangen::generate_to(cli, folder))
+            .and_then(|()| {
+                cli = cli.disable_help_subcommand(true);
+                cli.build();
+                write_pages(&cli, folder)
+            })
             .map_err(|error| wrong_use(format!("{}: {error}", folder.display())))?,
         Command::Completions { shell } => {
             let mut text = Vec::new();
@@ -24,4 +33,12 @@ pub fn run(command: &Command, mut cli: clap::Command) -> Done {
         }
     }
     Ok(0)
+}
+
+/// A page for `command` and one for each of its subcommands.
+fn write_pages(command: &clap::Command, folder: &Path) -> std::io::Result<()> {
+    for subcommand in command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()) {
+        write_pages(subcommand, folder)?;
+    }
+    Man::new(command.clone()).date(DATE).manual("Reprise").generate_to(folder).map(drop)
 }
