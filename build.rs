@@ -1,5 +1,5 @@
-//! Three things at build time: the types of `<openssl/ssl.h>` for Rust (bindgen), the soname of the library, and,
-//! when `REPRISE_HEADER` names a file (`make header`), the header for C (cbindgen).
+//! Three things at build time: the types of `<openssl/ssl.h>` for Rust (bindgen), the soname of the library, and the
+//! header for C (cbindgen), which `make header` copies from OUT_DIR to include/.
 
 #[path = "tools/header.rs"]
 mod header;
@@ -10,7 +10,7 @@ fn main() {
     println!("cargo:rerun-if-changed=tools/header.rs");
     println!("cargo:rerun-if-changed=src/libssl/wrapper.h");
     println!("cargo:rerun-if-changed=cbindgen.toml");
-    println!("cargo:rerun-if-env-changed=REPRISE_HEADER");
+    println!("cargo:rerun-if-changed=src/abi");
     println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libreprise.so.0");
     // A library whose code runs in exit handlers and in hooks of live contexts must not be unloaded.
     println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
@@ -36,19 +36,17 @@ fn main() {
         .write_to_file(out.join("openssl.rs"))
         .expect("OUT_DIR is writable");
 
-    if let Some(path) = env::var_os("REPRISE_HEADER") {
-        let root = env::var("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR");
-        let mut files: Vec<_> =
-            fs::read_dir("src/abi").expect("src/abi is there").flatten().map(|file| file.path()).collect();
-        files.retain(|file| file.extension().is_some_and(|extension| extension == "rs") && !file.ends_with("mod.rs"));
-        files.sort();
-        let builder = cbindgen::Builder::new().with_config(cbindgen::Config::from_root_or_default(&root));
-        // The border alone: constants of other rooms are nobody's business.
-        let builder = files.iter().fold(builder, |builder, file| builder.with_src(file));
-        let mut text = Vec::new();
-        builder.generate().expect("cbindgen reads src/abi").write(&mut text);
-        let text = String::from_utf8(text).expect("cbindgen writes UTF-8");
-        let text = header::finish(&text, env!("CARGO_PKG_VERSION"));
-        fs::write(&path, text).expect("the folder of REPRISE_HEADER is there and writable");
-    }
+    let root = env::var("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR");
+    let mut files: Vec<_> =
+        fs::read_dir("src/abi").expect("src/abi is there").flatten().map(|file| file.path()).collect();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "rs") && !file.ends_with("mod.rs"));
+    files.sort();
+    let builder = cbindgen::Builder::new().with_config(cbindgen::Config::from_root_or_default(&root));
+    // The border alone: constants of other rooms are nobody's business.
+    let builder = files.iter().fold(builder, |builder, file| builder.with_src(file));
+    let mut text = Vec::new();
+    builder.generate().expect("cbindgen reads src/abi").write(&mut text);
+    let text = String::from_utf8(text).expect("cbindgen writes UTF-8");
+    let text = header::finish(&text, env!("CARGO_PKG_VERSION"));
+    fs::write(out.join("reprise.h"), text).expect("OUT_DIR is writable");
 }

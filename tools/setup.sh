@@ -90,6 +90,11 @@ look() {
     need curl                  program curl
     need php-cli               program php
     need libio-socket-ssl-perl perl -MIO::Socket::SSL -e 1
+    need clang                 program clang
+    need cmake                 program cmake
+    need meson                 program meson
+    need ninja-build           program ninja
+    need mandoc                program mandoc
     need shellcheck            program shellcheck
     need "$(python_tests_package)" python_tests
 }
