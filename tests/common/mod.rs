@@ -146,7 +146,11 @@ fn signal_group(child: &Child, signal: i32) {
 }
 
 fn wait(child: &mut Child, what: &str) -> ExitStatus {
-    let deadline = Instant::now() + PATIENCE;
+    wait_within(child, what, PATIENCE)
+}
+
+fn wait_within(child: &mut Child, what: &str, patience: Duration) -> ExitStatus {
+    let deadline = Instant::now() + patience;
     loop {
         if let Some(status) = child.try_wait().unwrap() {
             return status;
@@ -154,7 +158,7 @@ fn wait(child: &mut Child, what: &str) -> ExitStatus {
         if Instant::now() > deadline {
             signal_group(child, libc::SIGKILL);
             let _ = child.wait();
-            panic!("{what} did not end within {PATIENCE:?}");
+            panic!("{what} did not end within {patience:?}");
         }
         thread::sleep(Duration::from_millis(5));
     }
@@ -170,6 +174,11 @@ fn collect(mut from: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> 
 
 /// Runs a command to its end, with empty input and for a bounded time.
 pub fn run(command: &mut Command) -> Output {
+    run_within(command, PATIENCE)
+}
+
+/// For commands that take longer.
+pub fn run_within(command: &mut Command, patience: Duration) -> Output {
     isolate(command);
     let what = format!("{command:?}");
     let mut child = command
@@ -179,7 +188,7 @@ pub fn run(command: &mut Command) -> Output {
         .spawn()
         .unwrap_or_else(|e| panic!("{what}: {e}"));
     let (stdout, stderr) = (collect(child.stdout.take().unwrap()), collect(child.stderr.take().unwrap()));
-    let status = wait(&mut child, &what);
+    let status = wait_within(&mut child, &what, patience);
     Output { status, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
 }
 
