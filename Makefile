@@ -31,9 +31,9 @@ WARN    += -I$(LIBSSL)/include -Wno-deprecated-declarations
 TLS     := -L$(LIBSSL)/lib -Wl,-rpath,$(LIBSSL)/lib $(TLS)
 endif
 
-.PHONY: all setup needed-to-build needed-to-check header install install-strip uninstall check check-everything check-quick check-all check-rust \
-        check-units check-c check-valgrind check-observed check-conformance check-header observe conformance demo show bench \
-        lint clean
+.PHONY: all setup needed-to-build needed-to-check header install install-strip uninstall check check-everything check-quick \
+        check-all check-rust check-redis check-units check-c check-valgrind check-observed check-conformance check-header \
+        observe conformance demo show bench lint clean
 .DELETE_ON_ERROR:
 
 all: $(LIBRARY)
@@ -164,7 +164,7 @@ check:
 	@echo "make check: everything passed"
 
 # Rust's tests come last: their closing line sums up.
-check-everything: lint all check-header check-c check-conformance check-valgrind check-rust
+check-everything: lint all check-header check-c check-conformance check-valgrind check-redis check-rust
 
 # While one works: what is fast to run after a build.
 check-quick: lint check-units check-c
@@ -173,6 +173,11 @@ check-quick: lint check-units check-c
 # library of the release all the same.
 check-rust: needed-to-check $(LIBRARY) target/server-stock target/server-reprise target/reconnect
 	$(CARGO) test --profile proof --locked --no-fail-fast
+
+# The tests of the cache in Redis, complete, on each server that is installed (Redis, Valkey) beyond the one that
+# check-rust takes.
+check-redis: needed-to-check $(LIBRARY)
+	tools/check_redis.sh
 
 check-units: needed-to-check $(LIBRARY)
 	$(CARGO) test --profile proof --locked --lib --bins

@@ -54,6 +54,7 @@ for version in 1_2 1_3; do
         ((pair % 2)) || order=(reprise stock)
         for side in "${order[@]}"; do
             visit "$side" "$version"
+            # shellcheck disable=SC2154 # visit() declares them
             echo "$version $side $resumed $per_second"
         done
     done

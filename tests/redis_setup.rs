@@ -30,9 +30,9 @@ fn answer(stream: &mut TcpStream) -> Option<Vec<u8>> {
     }
 }
 
-/// What redis-cli prints as a stranger would use it.
+/// What redis-cli, or valkey-cli, prints as a stranger would use it.
 fn stranger(args: &[&str]) -> String {
-    let output = common::run(Command::new(common::program("redis-cli", "redis-tools")).args(args));
+    let output = common::run(Command::new(cli_program()).args(args));
     common::text(&output.stdout) + &common::text(&output.stderr)
 }
 

@@ -51,7 +51,7 @@ folder=$(mktemp -d)
 server=
 trap 'kill ${server:+"$server"} 2>/dev/null; wait; rm -rf "$folder"' EXIT
 trap 'exit 1' HUP INT TERM
-program=$(command -v redis-server || command -v valkey-server)
+program=${REPRISE_TEST_REDIS:-$(command -v redis-server || command -v valkey-server)}
 if [ -n "$program" ]; then
     (umask 077 && od -An -vtx1 -N32 /dev/urandom | tr -d ' \n' >"$folder/key")
     "$program" --port 0 --unixsocket "$folder/redis.sock" --save '' --appendonly no --dir "$folder" \

@@ -32,24 +32,30 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// The first of these programs that is installed.
-fn installed(names: &[&str]) -> PathBuf {
-    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/local/bin:/usr/bin";
+/// The first of these programs that is installed in `folder` or in the PATH.
+fn installed(folder: Option<&Path>, names: &[&str]) -> PathBuf {
+    let folder = folder.map(|folder| format!("{}:", folder.display())).unwrap_or_default();
+    let path = folder + &std::env::var("PATH").unwrap_or_default() + ":/usr/local/bin:/usr/bin";
     let candidates = names.iter().flat_map(|name| path.split(':').map(move |folder| Path::new(folder).join(name)));
     candidates.into_iter().find(|file| file.is_file()).unwrap_or_else(|| {
-        panic!("{} is missing: apt-get install redis-server redis-tools", names.join(" and "));
+        let packages = "apt-get install redis-server redis-tools, or valkey-server valkey-tools";
+        panic!("neither {} is there: {packages}", names.join(" nor "));
     })
 }
 
 fn server_program() -> PathBuf {
     match std::env::var_os("REPRISE_TEST_REDIS") {
         Some(named) => named.into(),
-        None => installed(&["redis-server", "valkey-server"]),
+        None => installed(None, &["redis-server", "valkey-server"]),
     }
 }
 
-fn cli_program() -> PathBuf {
-    installed(&["redis-cli", "valkey-cli"])
+/// The client that belongs to the server; any of them speaks to all.
+pub fn cli_program() -> PathBuf {
+    let server = server_program();
+    let is_valkey = server.file_name().is_some_and(|name| name.to_string_lossy().starts_with("valkey"));
+    let names = if is_valkey { ["valkey-cli", "redis-cli"] } else { ["redis-cli", "valkey-cli"] };
+    installed(server.parent(), &names)
 }
 
 // ---- One server -----------------------------------------------------------------------------------------------
