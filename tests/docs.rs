@@ -169,9 +169,12 @@ impl Page {
         };
         // As `make` leaves it, for who built with cargo alone.
         let _ = symlink("libreprise.so", libreprise().with_file_name("libreprise.so.0"));
-        // What is to be tested was built before: `make` finds it so, whatever the times of the files.
+        // What is to be tested was built before: `make` finds it so, whatever the times of the files. It works in the
+        // repository itself, because what it links looks for the library where it was linked.
         let make = program("make", "make").display().to_string();
-        page.stand_in_program("make", &format!("exec {make} -o target/release/libreprise.so -o needed-to-check -o needed-to-build \"$@\""));
+        let checked = "-o needed-to-check -o needed-to-build";
+        let there = format!("{make} --no-print-directory -C {}", repository("").display());
+        page.stand_in_program("make", &format!("exec {there} -o target/release/libreprise.so {checked} \"$@\""));
         page
     }
 
