@@ -12,7 +12,7 @@
  *   valgrind --tool=callgrind --toggle-collect=timed session_cache matching -count 100000
  */
 #define _GNU_SOURCE /* dladdr, RTLD_DEFAULT */
-#define OPENSSL_SUPPRESS_DEPRECATED /* SSL_CTX_flush_sessions and SSL_SESSION_set_time, the names every version has */
+#define OPENSSL_API_COMPAT 30000 /* SSL_CTX_flush_sessions and SSL_SESSION_set_time, the names every version has */
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdatomic.h>

@@ -29,6 +29,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 
+#define OPENSSL_API_COMPAT 30000 /* SSL_SESSION_get_time is deprecated from 3.4 on, and every version has it */
 #include <openssl/ec.h>
 #include <openssl/err.h>
 #include <openssl/evp.h>

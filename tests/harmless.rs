@@ -29,7 +29,7 @@ fn is_root() -> bool {
 fn build(sandbox: &Sandbox, source: &Path, name: &str, args: &[&str]) -> PathBuf {
     let out = sandbox.file(name);
     let mut cc = compiler("CC", "cc", "gcc libc6-dev libssl-dev");
-    cc.args(["-std=c11", "-D_GNU_SOURCE", "-O2", "-Wno-deprecated-declarations"]).arg(source).arg("-o").arg(&out);
+    cc.args(["-std=c11", "-D_GNU_SOURCE", "-O2"]).arg(source).arg("-o").arg(&out);
     if let Some(folder) = std::env::var_os("REPRISE_TEST_LIBSSL") {
         let folder = PathBuf::from(folder);
         cc.arg(format!("-I{}/include", folder.display())).arg(format!("-L{}/lib", folder.display()));

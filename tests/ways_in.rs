@@ -94,7 +94,7 @@ impl Workshop {
     fn build(&self, name: &str, headers: &Libssl, args: &[&str]) -> PathBuf {
         let out = self.sandbox.file(name);
         let mut cc = compiler("CC", "cc", "gcc libc6-dev libssl-dev");
-        cc.args(["-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-deprecated-declarations"]);
+        cc.args(["-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror"]);
         cc.arg(format!("-I{}", repository("include").display())).args(headers.headers());
         cc.arg(repository("c_tests/tools/ways_in.c")).arg("-o").arg(&out);
         let here = self.sandbox.path().display();

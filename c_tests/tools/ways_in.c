@@ -47,6 +47,8 @@
 #include <sys/wait.h>
 
 #ifndef NO_OWN
+/* What 3.4 and later deprecate is called here by name. */
+#define OPENSSL_API_COMPAT 30000
 #include <openssl/err.h>
 #include <openssl/pem.h>
 #include <openssl/ssl.h>
