@@ -53,12 +53,12 @@ static void FLUSH1_expired_means_later_than_time_plus_timeout(void **state)
 
     (void)state;
     SSL_CTX_flush_sessions(ctx, start + 99);
-    observe_bool("FLUSH1", "cached a second before time + timeout", in_cache(ctx, TLS1_2_VERSION, session), 1, 1);
+    observe_bool("FLUSH1", "cached a second before time + timeout", in_cache(ctx, TLS1_2_VERSION, session), 1);
     SSL_CTX_flush_sessions(ctx, start + 100);
-    observe_bool("FLUSH1", "cached at time + timeout", in_cache(ctx, TLS1_2_VERSION, session), 1, 1);
+    observe_bool("FLUSH1", "cached at time + timeout", in_cache(ctx, TLS1_2_VERSION, session), 1);
     assert_true(SSL_SESSION_is_resumable(session));
     SSL_CTX_flush_sessions(ctx, start + 101);
-    observe_bool("FLUSH1", "cached a second after time + timeout", in_cache(ctx, TLS1_2_VERSION, session), 0, 0);
+    observe_bool("FLUSH1", "cached a second after time + timeout", in_cache(ctx, TLS1_2_VERSION, session), 0);
     SSL_SESSION_free(session);
     SSL_CTX_free(ctx);
 }
@@ -79,8 +79,8 @@ static void FLUSH1_only_the_expired_leave(void **state)
     SSL_CTX_flush_sessions(ctx, start + 250);
     assert_false(in_cache(ctx, TLS1_2_VERSION, middle));
     assert_true(in_cache(ctx, TLS1_2_VERSION, late));
-    observe_number("FLUSH1", "three sessions, two expired: number left", ctx, 1, 1);
-    observe_int("FLUSH1", "three sessions, two expired: calls of remove_cb", removed.calls, 2, 2);
+    observe_number("FLUSH1", "three sessions, two expired: number left", ctx, 1);
+    observe_int("FLUSH1", "three sessions, two expired: calls of remove_cb", removed.calls, 2);
     SSL_SESSION_free(late);
     SSL_SESSION_free(early);
     SSL_SESSION_free(middle);
@@ -97,12 +97,12 @@ static void FLUSH1_marks_and_calls_remove_cb_once(void **state)
     (void)state;
     SSL_CTX_flush_sessions(ctx, start + 200);
     SSL_CTX_flush_sessions(ctx, start + 200);
-    observe_int("FLUSH1", "calls of remove_cb for one expired session", removed.calls, 1, 1);
-    observe_int("FLUSH1", "expired sessions still resumable inside remove_cb", removed.resumable, 0, 0);
+    observe_int("FLUSH1", "calls of remove_cb for one expired session", removed.calls, 1);
+    observe_int("FLUSH1", "expired sessions still resumable inside remove_cb", removed.resumable, 0);
     assert_ptr_equal(removed.ctx, ctx);
     assert_ptr_equal(removed.session, expired);
-    observe_bool("FLUSH1", "an expired session is resumable afterwards", SSL_SESSION_is_resumable(expired), 0, 0);
-    observe_bool("FLUSH1", "a session not expired is resumable afterwards", SSL_SESSION_is_resumable(good), 1, 1);
+    observe_bool("FLUSH1", "an expired session is resumable afterwards", SSL_SESSION_is_resumable(expired), 0);
+    observe_bool("FLUSH1", "a session not expired is resumable afterwards", SSL_SESSION_is_resumable(good), 1);
     SSL_SESSION_free(expired);
     SSL_SESSION_free(good);
     SSL_CTX_free(ctx);
@@ -120,15 +120,15 @@ static void FLUSH1_zero_removes_all(void **state)
     for (i = 0; i < COUNT; i++)
         session[i] = cached(ctx, (unsigned char)i, start, 1 + i * 7 % 50);
     SSL_CTX_flush_sessions(ctx, 0);
-    observe_number("FLUSH1", "sessions left by a flush with t = 0", ctx, 0, 0);
-    observe_int("FLUSH1", "calls of remove_cb by a flush of 50 with t = 0", removed.calls, COUNT, COUNT);
+    observe_number("FLUSH1", "sessions left by a flush with t = 0", ctx, 0);
+    observe_int("FLUSH1", "calls of remove_cb by a flush of 50 with t = 0", removed.calls, COUNT);
     for (i = 0; i < COUNT; i++) {
         resumable += SSL_SESSION_is_resumable(session[i]);
         SSL_SESSION_free(session[i]);
     }
-    observe_int("FLUSH1", "sessions resumable after a flush with t = 0", resumable, 0, 0);
+    observe_int("FLUSH1", "sessions resumable after a flush with t = 0", resumable, 0);
     SSL_CTX_flush_sessions(ctx, 0);
-    observe_int("FLUSH1", "calls of remove_cb by a flush of an empty cache", removed.calls - COUNT, 0, 0);
+    observe_int("FLUSH1", "calls of remove_cb by a flush of an empty cache", removed.calls - COUNT, 0);
     SSL_CTX_free(ctx);
 }
 
@@ -140,7 +140,7 @@ static void FLUSH1_a_time_before_all_removes_none(void **state)
 
     (void)state;
     SSL_CTX_flush_sessions(ctx, 1);
-    observe_bool("FLUSH1", "cached after a flush with t = 1", in_cache(ctx, TLS1_2_VERSION, session), 1, 1);
+    observe_bool("FLUSH1", "cached after a flush with t = 1", in_cache(ctx, TLS1_2_VERSION, session), 1);
     SSL_SESSION_free(session);
     SSL_CTX_free(ctx);
 }
@@ -158,7 +158,7 @@ static void FLUSH1_a_sum_beyond_all_times_never_expires(void **state)
     session = cached(ctx, 1, (long)time(NULL), LONG_MAX);
     SSL_CTX_flush_sessions(ctx, LONG_MAX);
     observe_bool("FLUSH1", "cached at the end of time with an endless timeout",
-                 in_cache(ctx, TLS1_2_VERSION, session), 1, 1);
+                 in_cache(ctx, TLS1_2_VERSION, session), 1);
     SSL_CTX_flush_sessions(ctx, 0);
     assert_number(ctx, 0);
     SSL_SESSION_free(session);
@@ -199,7 +199,7 @@ static void FLUSH1_contexts_are_apart(void **state)
     assert_number(flushed, 0);
     assert_ptr_equal(removed.session, here);
     observe_bool("FLUSH1", "the same id stays in a context that was not flushed",
-                 in_cache(other, TLS1_2_VERSION, there), 1, 1);
+                 in_cache(other, TLS1_2_VERSION, there), 1);
     assert_true(SSL_SESSION_is_resumable(there));
     SSL_SESSION_free(here);
     SSL_SESSION_free(there);
@@ -240,9 +240,9 @@ static void FLUSH1_checks_the_internal_cache_only(void **state)
     session = tls_session(client, server);
     assert_non_null(kept);
     SSL_CTX_flush_sessions(server, 0);
-    observe_int("FLUSH1", "calls of remove_cb for a session kept outside only", removed.calls, 0, 0);
+    observe_int("FLUSH1", "calls of remove_cb for a session kept outside only", removed.calls, 0);
     observe_bool("FLUSH1", "a session kept outside is resumed after a flush",
-                 tls_resumes(client, server, session), 1, 1);
+                 tls_resumes(client, server, session), 1);
     SSL_SESSION_free(session);
     SSL_SESSION_free(kept);
     kept = NULL;

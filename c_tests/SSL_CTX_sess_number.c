@@ -45,7 +45,7 @@ static void seen(const char *what, SSL_CTX *ctx, const char *expected)
     if (in_redis()) /* which does not count what is cached */
         if (strncmp(expected, "number=", 7) == 0)
             expected = strchr(expected, ' ') != NULL ? strchr(expected, ' ') + 1 : "none";
-    observe_same("STAT1", what, counters(ctx), expected);
+    observe("STAT1", what, counters(ctx), expected);
 }
 
 /* A server whose sessions are in its cache, not in tickets. */
@@ -177,7 +177,7 @@ static void STAT1_misses(void **state)
          "number=1 accept=2 accept_good=2 misses=1");
     /* The page counts misses "in server mode" only. */
     observe("STAT1", "TLS 1.2 client, its session refused", counters(client),
-            "connect=2 connect_good=2", "connect=2 connect_good=2 misses=1");
+            "connect=2 connect_good=2");
     SSL_CTX_set_session_cache_mode(server, SSL_SESS_CACHE_SERVER | SSL_SESS_CACHE_NO_INTERNAL_LOOKUP);
     assert_false(tls_resumes(client, server, session));
     seen("the same and once more with NO_INTERNAL_LOOKUP", server, "number=2 accept=3 accept_good=3 misses=1");
@@ -248,7 +248,6 @@ static void STAT1_timeouts_of_get_cb(void **state)
 
 static void STAT1_cache_full(void **state)
 {
-    int holds_size = OpenSSL_version_num() < 0x30000000L;   /* SIZE1: later stock holds one less */
     SSL_CTX *ctx = server_ctx(TLS1_2_VERSION);
     unsigned char i;
 
@@ -260,12 +259,10 @@ static void STAT1_cache_full(void **state)
         assert_int_equal(SSL_CTX_add_session(ctx, session), 1);
         SSL_SESSION_free(session);
     }
-    observe("STAT1", "8 sessions added with size 3", counters(ctx), "number=3 cache_full=5",
-            holds_size ? "number=3 cache_full=5" : "number=2 cache_full=6");
+    observe("STAT1", "8 sessions added with size 3", counters(ctx), "number=3 cache_full=5");
     SSL_CTX_flush_sessions(ctx, 0);
     assert_number(ctx, 0);
-    observe("STAT1", "the same after a flush, which is no overflow", counters(ctx), "cache_full=5",
-            holds_size ? "cache_full=5" : "cache_full=6");
+    observe("STAT1", "the same after a flush, which is no overflow", counters(ctx), "cache_full=5");
     SSL_CTX_free(ctx);
 }
 
@@ -303,7 +300,7 @@ static void STAT1_started_is_not_good(void **state)
 
 /* The client begins a new handshake in the connection, and both sides read until it is through. */
 static void renegotiated(int begin(SSL *), const char *server_what, const char *server_expected,
-                         const char *client_what, const char *client_documented, const char *client_stock)
+                         const char *client_what, const char *client_expected)
 {
     SSL_CTX *server = stateful_server(TLS1_2_VERSION), *client = client_ctx(TLS1_2_VERSION);
     pair p;
@@ -323,7 +320,7 @@ static void renegotiated(int begin(SSL *), const char *server_what, const char *
     assert_true(SSL_is_init_finished(p.server));
     assert_true(SSL_is_init_finished(p.client));
     seen(server_what, server, server_expected);
-    observe("STAT1", client_what, counters(client), client_documented, client_stock);
+    seen(client_what, client, client_expected);
     assert_true(tls_echo(&p));
     tls_close(&p);
     SSL_CTX_free(client);
@@ -337,8 +334,7 @@ static void STAT1_renegotiations(void **state)
                  "TLS 1.2 server, 1 full, 1 full renegotiation",
                  "number=2 accept=1 accept_good=2 accept_renegotiate=1",
                  "TLS 1.2 client, 1 full, 1 full renegotiation",
-                 "connect=1 connect_good=2 connect_renegotiate=1",
-                 "connect=1 connect_good=2 connect_renegotiate=1 misses=1");
+                 "connect=1 connect_good=2 connect_renegotiate=1");
 }
 
 static void STAT1_renegotiations_resumed(void **state)
@@ -348,7 +344,6 @@ static void STAT1_renegotiations_resumed(void **state)
                  "TLS 1.2 server, 1 full, 1 resuming renegotiation",
                  "number=1 accept=1 accept_good=2 accept_renegotiate=1 hits=1",
                  "TLS 1.2 client, 1 full, 1 resuming renegotiation",
-                 "connect=1 connect_good=2 connect_renegotiate=1 hits=1",
                  "connect=1 connect_good=2 connect_renegotiate=1 hits=1");
 }
 

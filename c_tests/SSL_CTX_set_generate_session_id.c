@@ -2,7 +2,6 @@
  * SSL_CTX_set_generate_session_id(3): the application makes the session ids, and SSL_has_matching_session_id tells
  * it which are taken in the internal cache.
  */
-#define OPENSSL_SUPPRESS_DEPRECATED /* SSL_SESSION_set_time is the name programs use */
 #include "harness.h"
 
 #include <stdio.h>
@@ -140,26 +139,26 @@ static void ID1_has_matching_session_id(void **state)
         p = tls_connect(client, server, NULL);
         memset(id, 0x55, sizeof(id));
         observe_bool("ID1", in(k, "asked for an id before it is cached"),
-                     SSL_has_matching_session_id(p.server, id, 32), 0, 0);
+                     SSL_has_matching_session_id(p.server, id, 32), 0);
         assert_int_equal(SSL_CTX_add_session(server, session), 1);
         assert_int_equal(SSL_CTX_add_session(server, other_version), 1);
         observe_int("ID1", in(k, "asked for an id that is cached"),
-                    SSL_has_matching_session_id(p.server, id, 32), 1, 1);
-        observe_int("ID1", in(k, "asked for its first 31 bytes"), SSL_has_matching_session_id(p.server, id, 31), 0, 0);
-        observe_int("ID1", in(k, "asked for length 0"), SSL_has_matching_session_id(p.server, id, 0), 0, 0);
-        observe_int("ID1", in(k, "asked for length 33"), SSL_has_matching_session_id(p.server, id, 33), 0, 0);
+                    SSL_has_matching_session_id(p.server, id, 32), 1);
+        observe_int("ID1", in(k, "asked for its first 31 bytes"), SSL_has_matching_session_id(p.server, id, 31), 0);
+        observe_int("ID1", in(k, "asked for length 0"), SSL_has_matching_session_id(p.server, id, 0), 0);
+        observe_int("ID1", in(k, "asked for length 33"), SSL_has_matching_session_id(p.server, id, 33), 0);
         observe_int("ID1", in(k, "asked for length 4 000 000 000"),
-                    SSL_has_matching_session_id(p.server, id, 4000000000u), 0, 0);
+                    SSL_has_matching_session_id(p.server, id, 4000000000u), 0);
         id[31] ^= 1;
         observe_int("ID1", in(k, "asked for an id that differs in the last bit"),
-                    SSL_has_matching_session_id(p.server, id, 32), 0, 0);
+                    SSL_has_matching_session_id(p.server, id, 32), 0);
         memset(id, 0x66, sizeof(id));
         observe_int("ID1", in(k, "asked for an id cached for another protocol version"),
-                    SSL_has_matching_session_id(p.server, id, 32), 0, 0);
+                    SSL_has_matching_session_id(p.server, id, 32), 0);
         memset(id, 0x55, sizeof(id));
         assert_int_equal(SSL_CTX_remove_session(server, session), 1);
         observe_int("ID1", in(k, "asked for an id that was removed"),
-                    SSL_has_matching_session_id(p.server, id, 32), 0, 0);
+                    SSL_has_matching_session_id(p.server, id, 32), 0);
         SSL_SESSION_free(session);
         SSL_SESSION_free(other_version);
         tls_close(&p);
@@ -193,14 +192,14 @@ static void ID1_asks_the_internal_cache_whatever_the_mode(void **state)
     made.calls = 0;
     memset(id, 0x55, sizeof(id));
     observe_int("ID1", "asked under NO_INTERNAL for what was added by hand",
-                SSL_has_matching_session_id(p.server, id, 32), 1, 1);
+                SSL_has_matching_session_id(p.server, id, 32), 1);
     memset(id, 0x44, sizeof(id));
     observe_int("ID1", "asked for an expired id that is not yet cleared",
-                SSL_has_matching_session_id(p.server, id, 32), 1, 1);
+                SSL_has_matching_session_id(p.server, id, 32), 1);
     memset(id, 0x33, sizeof(id));
-    observe_int("ID1", "asked for an unknown id, with a get_cb", SSL_has_matching_session_id(p.server, id, 32), 0, 0);
-    observe_int("ID1", "get_cb calls by it", made.calls, 0, 0);
-    observe_int("ID1", "misses counted by it", SSL_CTX_sess_misses(server), 0, 0);
+    observe_int("ID1", "asked for an unknown id, with a get_cb", SSL_has_matching_session_id(p.server, id, 32), 0);
+    observe_int("ID1", "get_cb calls by it", made.calls, 0);
+    observe_int("ID1", "misses counted by it", SSL_CTX_sess_misses(server), 0);
     SSL_SESSION_free(session);
     SSL_SESSION_free(expired);
     tls_close(&p);
@@ -218,40 +217,40 @@ static void ID1_generators_make_the_ids(void **state)
         memset(&made, 0, sizeof(made));
         make_ctxs(k->version, &client, &server);
         observe_int("ID1", in(k, "SSL_CTX_set_generate_session_id returns"),
-                    SSL_CTX_set_generate_session_id(server, of_ctx), 1, 1);
+                    SSL_CTX_set_generate_session_id(server, of_ctx), 1);
         p = tls_connect(client, server, NULL);
         observe_bool("ID1", in(k, "the context's generator: its id on both sides"),
-                     id_is(SSL_get_session(p.server), 'c', 1, 32) && id_is(SSL_get_session(p.client), 'c', 1, 32), 1, 1);
-        observe_int("ID1", in(k, "calls of the context's generator"), made.calls, 1, 1);
-        observe_bool("ID1", in(k, "the generator is given 32 zero bytes"), made.room == 32 && made.zeroed, 1, 1);
+                     id_is(SSL_get_session(p.server), 'c', 1, 32) && id_is(SSL_get_session(p.client), 'c', 1, 32), 1);
+        observe_int("ID1", in(k, "calls of the context's generator"), made.calls, 1);
+        observe_bool("ID1", in(k, "the generator is given 32 zero bytes"), made.room == 32 && made.zeroed, 1);
         session = SSL_get1_session(p.client);
         tls_close(&p);
-        observe_bool("ID1", in(k, "a generated id resumes"), tls_resumes(client, server, session), 1, 1);
-        observe_int("ID1", in(k, "calls of the generator by a resumption"), made.calls - 1, 0, 0);
+        observe_bool("ID1", in(k, "a generated id resumes"), tls_resumes(client, server, session), 1);
+        observe_int("ID1", in(k, "calls of the generator by a resumption"), made.calls - 1, 0);
         SSL_SESSION_free(session);
 
         p = tls_prepare(client, server);
         observe_int("ID1", in(k, "SSL_set_generate_session_id returns"),
-                    SSL_set_generate_session_id(p.server, of_ssl), 1, 1);
+                    SSL_set_generate_session_id(p.server, of_ssl), 1);
         assert_true(tls_drive(&p));
         observe_bool("ID1", in(k, "the SSL's generator wins over the context's"),
-                     id_is(SSL_get_session(p.server), 's', 2, 32) && made.calls == 2, 1, 1);
+                     id_is(SSL_get_session(p.server), 's', 2, 32) && made.calls == 2, 1);
         observe_bool("ID1", in(k, "its session is cached under that id"),
-                     in_cache(server, k->version, SSL_get_session(p.server)), 1, 1);
+                     in_cache(server, k->version, SSL_get_session(p.server)), 1);
         tls_close(&p);
 
         assert_int_equal(SSL_CTX_set_generate_session_id(server, shorter), 1);
         p = tls_connect(client, server, NULL);
         session = SSL_get1_session(p.client);
-        observe_bool("ID1", in(k, "a generator may shorten the id"), id_is(session, 'c', 3, 8), 1, 1);
+        observe_bool("ID1", in(k, "a generator may shorten the id"), id_is(session, 'c', 3, 8), 1);
         tls_close(&p);
-        observe_bool("ID1", in(k, "a short id resumes"), tls_resumes(client, server, session), 1, 1);
+        observe_bool("ID1", in(k, "a short id resumes"), tls_resumes(client, server, session), 1);
         SSL_SESSION_free(session);
 
         assert_int_equal(SSL_CTX_set_generate_session_id(server, NULL), 1);
         session = tls_session(client, server);
         observe_bool("ID1", in(k, "NULL brings the default generator back"),
-                     made.calls == 3 && !id_is(session, 'c', 3, 32), 1, 1);
+                     made.calls == 3 && !id_is(session, 'c', 3, 32), 1);
         SSL_SESSION_free(session);
         free_ctxs(client, server);
     }
@@ -272,16 +271,16 @@ static void ID1_a_repeated_id_fails_and_displaces_nothing(void **state)
         ours = SSL_get1_session(p.server);
         theirs = SSL_get1_session(p.client);
         tls_close(&p);
-        observe_bool("ID1", in(k, "a repeated id: the handshake succeeds"), tls_try(client, server, NULL, &p), 0, 0);
-        observe_int("ID1", in(k, "a repeated id: the generator was asked"), made.calls, 2, 2);
+        observe_bool("ID1", in(k, "a repeated id: the handshake succeeds"), tls_try(client, server, NULL, &p), 0);
+        observe_int("ID1", in(k, "a repeated id: the generator was asked"), made.calls, 2);
         observe_bool("ID1", in(k, "a repeated id: the first session stays, good and alone"),
                      in_cache(server, k->version, ours) && SSL_SESSION_is_resumable(ours)
-                     && numbers(server, 1), 1, 1);
+                     && numbers(server, 1), 1);
         observe_bool("ID1", in(k, "a repeated id: the first session resumes"),
-                     tls_resumes(client, server, theirs), 1, 1);
+                     tls_resumes(client, server, theirs), 1);
         assert_int_equal(SSL_CTX_remove_session(server, ours), 1);
         observe_bool("ID1", in(k, "the id is free again once its session left"),
-                     tls_try(client, server, NULL, &p), 1, 1);
+                     tls_try(client, server, NULL, &p), 1);
         tls_close(&p);
         SSL_SESSION_free(ours);
         SSL_SESSION_free(theirs);
@@ -303,7 +302,7 @@ static void ID1_a_generator_may_ask(void **state)
             sessions[i] = tls_session(client, server);
             assert_int_equal(SSL_SESSION_get_id(sessions[i], NULL)[0], 'a' + i);
         }
-        observe_int("ID1", in(k, "conflicts that a careful generator saw in 3 handshakes"), made.conflicts, 3, 3);
+        observe_int("ID1", in(k, "conflicts that a careful generator saw in 3 handshakes"), made.conflicts, 3);
         for (int i = 0; i < 3; i++) {
             assert_true(tls_resumes(client, server, sessions[i]));
             SSL_SESSION_free(sessions[i]);
@@ -330,7 +329,7 @@ static void ID1_bad_generators_fail_the_handshake(void **state)
             make_ctxs(k->version, &client, &server);
             before = tls_session(client, server);
             SSL_CTX_set_generate_session_id(server, cases[i].generator);
-            observe_bool("ID1", in(k, cases[i].what), tls_try(client, server, NULL, &p), 0, 0);
+            observe_bool("ID1", in(k, cases[i].what), tls_try(client, server, NULL, &p), 0);
             assert_true(tls_resumes(client, server, before));
             SSL_SESSION_free(before);
             free_ctxs(client, server);
@@ -350,10 +349,10 @@ static void ID1_tls13_tickets(void **state)
     SSL_CTX_set_generate_session_id(server, of_ctx);
     p = tls_connect(client, server, NULL);
     ours = SSL_get_session(p.server);
-    observe_int("ID1", "TLS 1.3 stateful: calls of the generator in one connection", made.calls, 2, 2);
-    observe_bool("ID1", "TLS 1.3 stateful: the last ticket has the last id", id_is(ours, 'c', 2, 32), 1, 1);
+    observe_int("ID1", "TLS 1.3 stateful: calls of the generator in one connection", made.calls, 2);
+    observe_bool("ID1", "TLS 1.3 stateful: the last ticket has the last id", id_is(ours, 'c', 2, 32), 1);
     observe_int("ID1", "TLS 1.3 stateful: asked for the last ticket's id",
-                SSL_has_matching_session_id(p.server, SSL_SESSION_get_id(ours, NULL), 32), 1, 1);
+                SSL_has_matching_session_id(p.server, SSL_SESSION_get_id(ours, NULL), 32), 1);
     tls_close(&p);
 
     SSL_CTX_set_num_tickets(server, 1);
@@ -362,10 +361,10 @@ static void ID1_tls13_tickets(void **state)
     ours = SSL_get1_session(p.server);
     tls_close(&p);
     observe_bool("ID1", "TLS 1.3 stateful, a repeated id: the connection succeeds",
-                 tls_try(client, server, NULL, &p), 0, 0);
+                 tls_try(client, server, NULL, &p), 0);
     /* The ticket bears the id when the connection dies of it, and what dies takes its id out of the cache (GET5). */
     observe_bool("ID1", "TLS 1.3 stateful, a repeated id: the first session stays",
-                 in_cache(server, TLS1_3_VERSION, ours), 0, 0);
+                 in_cache(server, TLS1_3_VERSION, ours), 0);
     SSL_SESSION_free(ours);
     free_ctxs(client, server);
 }

@@ -4,7 +4,6 @@
  *
  * Before 3.0 there is one library context, and nothing to see.
  */
-#define OPENSSL_SUPPRESS_DEPRECATED /* SSL_CTX_flush_sessions is the name programs use */
 #include "harness.h"
 
 #include <openssl/opensslv.h>
@@ -154,7 +153,7 @@ static void MODE9_a_library_context_of_ones_own(void **state)
     for (size_t i = 0; i < sizeof(queries) / sizeof(*queries); i++) {
         w.propq = queries[i];
         snprintf(what, sizeof(what), "a library context, properties \"%s\": missing", w.propq == NULL ? "" : w.propq);
-        observe_same("MODE9", what, life_in(&w), "nothing");
+        observe("MODE9", what, life_in(&w), "nothing");
     }
     end(&w);
 }
@@ -171,11 +170,11 @@ static void BAD1_no_provider(void **state)
         SSL_CTX *ctx = SSL_CTX_new_ex(w.library, queries[i], TLS_method());
 
         snprintf(what, sizeof(what), "SSL_CTX_new_ex, properties \"%s\" != NULL", queries[i]);
-        observe_bool("BAD1", what, ctx != NULL, 0, 0);
-        observe_bool("BAD1", "SSL_CTX_new_ex without a provider: an error is queued", ERR_peek_error() != 0, 1, 1);
+        observe_bool("BAD1", what, ctx != NULL, 0);
+        observe_bool("BAD1", "SSL_CTX_new_ex without a provider: an error is queued", ERR_peek_error() != 0, 1);
         ERR_clear_error();
     }
-    observe_same("BAD1", "SSL_CTX_new_ex after one that failed: missing", life_in(&w), "nothing");
+    observe("BAD1", "SSL_CTX_new_ex after one that failed: missing", life_in(&w), "nothing");
     end(&w);
 }
 
@@ -185,13 +184,13 @@ static void CB5_library_contexts_come_and_go(void **state)
     world first = new_world(), second, third;
 
     (void)state;
-    observe_same("CB5", "the first library context: missing", life_in(&first), "nothing");
+    observe("CB5", "the first library context: missing", life_in(&first), "nothing");
     second = new_world();
     {
         SSL_CTX *client = client_of(&second, TLS1_2_VERSION), *server = server_of(&second, TLS1_2_VERSION);
 
         end(&first);
-        observe_same("CB5", "another, after the first is gone: missing", life(client, server), "nothing");
+        observe("CB5", "another, after the first is gone: missing", life(client, server), "nothing");
         SSL_CTX_flush_sessions(server, 0);
         SSL_CTX_sess_set_remove_cb(server, on_remove);
         SSL_SESSION_free(tls_session(client, server));
@@ -199,11 +198,11 @@ static void CB5_library_contexts_come_and_go(void **state)
         SSL_CTX_free(server);
         SSL_CTX_free(client);
         if (!shared())
-            observe_int("CB5", "another, after the first is gone: remove_cb when freed", removals, 1, 1);
+            observe_int("CB5", "another, after the first is gone: remove_cb when freed", removals, 1);
     }
     end(&second);
     third = new_world();
-    observe_same("CB5", "a third, after both are gone: missing", life_in(&third), "nothing");
+    observe("CB5", "a third, after both are gone: missing", life_in(&third), "nothing");
     end(&third);
 }
 
@@ -218,10 +217,10 @@ static void MODE9_the_default_exchanged(void **state)
 
     (void)state;
     OSSL_LIB_CTX_set0_default(other.library);
-    observe_bool("MODE9", "the default library context exchanged: resumed", tls_resumes(client, server, offer), 1, 1);
-    observe_same("MODE9", "the default library context exchanged, contexts of before: missing", life(client, server),
+    observe_bool("MODE9", "the default library context exchanged: resumed", tls_resumes(client, server, offer), 1);
+    observe("MODE9", "the default library context exchanged, contexts of before: missing", life(client, server),
                  "nothing");
-    observe_same("MODE9", "the default library context exchanged, contexts of the new one: missing", life_in(&other),
+    observe("MODE9", "the default library context exchanged, contexts of the new one: missing", life_in(&other),
                  "nothing");
     SSL_SESSION_free(offer);
     SSL_CTX_free(client);
@@ -308,7 +307,7 @@ static int changes_over(void *arg)
 static void MODE9_ex_data_of_connections_that_change_over(void **state)
 {
     (void)state;
-    observe_same("MODE9", "changed over in two library contexts: the program's ex_data lost, not resumed, misplaced",
+    observe("MODE9", "changed over in two library contexts: the program's ex_data lost, not resumed, misplaced",
                  in_child(changes_over, NULL, 20), "returns 0");
 }
 
@@ -338,13 +337,13 @@ static void MODE9_threads_with_defaults_of_their_own(void **state)
     (void)state;
     for (int i = 0; i < THREADS; i++)
         assert_int_equal(pthread_create(&threads[i], NULL, live_by_default, &missing[i]), 0);
-    observe_same("MODE9", "threads with library contexts of their own, the main one: missing", life_in(&w), "nothing");
+    observe("MODE9", "threads with library contexts of their own, the main one: missing", life_in(&w), "nothing");
     for (int i = 0; i < THREADS; i++) {
         pthread_join(threads[i], NULL);
         if (strcmp(missing[i], "nothing") != 0)
             all = missing[i];
     }
-    observe_same("MODE9", "threads with library contexts of their own: missing", all, "nothing");
+    observe("MODE9", "threads with library contexts of their own: missing", all, "nothing");
     end(&w);
 }
 
@@ -426,11 +425,11 @@ static int forked_without_default(void *arg)
 static void BAD1_default_with_the_null_provider(void **state)
 {
     (void)state;
-    observe_same("BAD1", "null provider by default: SSL_CTX_new fails, another library context works",
+    observe("BAD1", "null provider by default: SSL_CTX_new fails, another library context works",
                  in_child(live_without_default, NULL, 20), "returns 0");
-    observe_same("BAD1", "null provider by default: threads that miss something",
+    observe("BAD1", "null provider by default: threads that miss something",
                  in_child(threads_without_default, NULL, 20), "returns 0");
-    observe_same("FORK1", "null provider by default: a child misses something",
+    observe("FORK1", "null provider by default: a child misses something",
                  in_child(forked_without_default, NULL, 20), "returns 0");
 }
 
@@ -461,7 +460,7 @@ static int crosses(void *arg)
 static void MODE9_services_stay_apart(void **state)
 {
     (void)state;
-    observe_same("MODE9", "null provider by default: sessions that cross from one certificate to another",
+    observe("MODE9", "null provider by default: sessions that cross from one certificate to another",
                  in_child(crosses, NULL, 20), "returns 0");
 }
 

@@ -3,7 +3,8 @@
 
     conformance.py collect FOLDER [LIBSSL]   what tools/run_pages.sh left in FOLDER, on LIBSSL (the system's, else a folder
                                              of tools/libssl.sh), as one table on stdout: c_tests/observed/VERSION.tsv
-    conformance.py check FOLDER [LIBSSL]     whether that is what c_tests/observed/ has
+    conformance.py check FOLDER [LIBSSL]     whether that is what c_tests/observed/ has of this very patch release; what one
+                                             that is not there does otherwise than its next of kin, in one line
     conformance.py print                     docs/conformance.md from all of c_tests/observed/, on stdout
 
 `print` fails if a rule has no observation or an observation no rule, if Reprise as documented does not do the same on
@@ -12,6 +13,7 @@ each libssl, or if Reprise as stock differs from stock where that does no harm.
 
 import collections
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -26,21 +28,30 @@ BETTER = {"GET6": "(bits)", "MODE5": "cleared by the busiest connection", "CB1":
 
 
 def rows(path):
-    lines = path.read_text().splitlines()
-    return [line.split("\t") for line in lines if line and not line.startswith("# ")]
+    return table_rows(path.read_text())
+
+
+def table_rows(text):
+    return [line.split("\t") for line in text.splitlines() if line and not line.startswith("# ")]
+
+
+def title(path):
+    """What the first line of a table of c_tests/observed/ says: which libssl it is of."""
+    return path.read_text().split("\n", 1)[0][2:]
 
 
 def label(libssl):
-    """What the column is called: the version of a libssl built here, the system's without its patch level."""
+    """What the column is called: the exact version, because patch releases differ, and whose it is if the system's."""
     program = pathlib.Path(libssl) / "bin/openssl" if libssl else "openssl"
     environment = {"LD_LIBRARY_PATH": str(pathlib.Path(libssl) / "lib")} if libssl else None
     told = subprocess.run([program, "version"], env=environment, capture_output=True, text=True, check=True).stdout
-    version = told.split()[1]
+    # "OpenSSL 3.0.22 25 Aug 2026 (Library: OpenSSL 3.0.22 25 Aug 2026)": the library is what runs the tests.
+    version = told.rpartition("Library: ")[2].split()[1]
     if libssl:
         return version
     system = dict(line.split("=", 1) for line in pathlib.Path("/etc/os-release").read_text().splitlines() if "=" in line)
     name = " ".join(system.get(key, "").strip('"') for key in ("ID", "VERSION_ID")).capitalize()
-    return f"{version.rpartition('.')[0]} ({name})"
+    return f"{version} ({name})"
 
 
 def collect(folder, libssl=None):
@@ -54,15 +65,37 @@ def collect(folder, libssl=None):
 
 def check(folder, libssl=None):
     name = label(libssl)
-    for path in OBSERVED.glob("*.tsv"):
-        if path.read_text().startswith(f"# {name}\n"):
-            return subprocess.run(["diff", "-u", path, "-"], input=collect(folder, libssl), text=True).returncode
-    print(f"libssl {name} is not among {OBSERVED}/: what was observed on it is compared with nothing")
+    recorded = {title(path): path for path in OBSERVED.glob("*.tsv")}
+    if name in recorded:
+        unfinished = tests_finished(folder, "documented") - tests_finished(folder, "stock")
+        print(*(f"libssl {name} is recorded, and does not finish {test}" for test in sorted(unfinished)), sep="\n", end="")
+        differs = subprocess.run(["diff", "-u", recorded[name], "-"], input=collect(folder, libssl), text=True).returncode
+        return 1 if unfinished else differs
+    kin = min(recorded, key=lambda other: distance(name, other))
+    here = {tuple(where): sides for *where, sides, _, _ in table_rows(collect(folder, libssl))}
+    there = {tuple(where): sides for *where, sides, _, _ in table_rows(recorded[kin].read_text())}
+    other = [f"{rule} {what}" for rule, what in sorted(here.keys() & there.keys()) if here[rule, what] != there[rule, what]]
+    only = len(here.keys() ^ there.keys())
+    print(f"libssl {name} is not among {OBSERVED}/, which is no failure. Next of kin is {kin}: {len(other)} situations differ",
+          f"({'; '.join(other)})," if other else "there,", f"{only} were met on one of them only.")
     return 0
 
 
+def tests_finished(folder, side):
+    """The tests that a side finished, as "PAGE: TEST"."""
+    lines = (pathlib.Path(folder) / f"{side}.tsv").read_text().splitlines()
+    return {line.split("\t")[1] for line in lines if line.startswith("# finished\t")}
+
+
+def distance(name, other):
+    """How far apart two libssl are: by version first, then by whether both are a system's."""
+    numbers = [[int(part) for part in re.findall(r"\d+", label.split()[0])] for label in (name, other)]
+    apart = [abs(one - two) for one, two in zip(*numbers)]
+    return apart[:2], ("(" in name) != ("(" in other), apart[2:]
+
+
 def oldest_first(path):
-    name = path.read_text().split("\n", 1)[0][2:]
+    name = title(path)
     return [int(part) if part.isdigit() else -1 for part in name.replace("w", "").split()[0].split(".")], name
 
 
@@ -117,9 +150,11 @@ def page():
     print("  lets one connection pay for all (MODE5), Reprise does what is documented, and where a program replaces callbacks")
     print("  by functions that it found past Reprise (CB1), the connection that notices may miss once. The tables name those")
     print("  places.\n")
-    print("`make conformance` writes this page from `c_tests/observed/`, `make check` compares both with what it sees on the")
-    print("system's libssl, `make check-all` with what it sees on all. The system's libssl calls its own functions through")
-    print("the PLT, the others are built as their authors do, with `-Bsymbolic`.\n")
+    print("Patch releases differ. Each test of Reprise with stock semantics is compared with what stock does in the same run,")
+    print("on whatever libssl is loaded; this page names the patch releases that were recorded. `make conformance` writes it")
+    print("from `c_tests/observed/`. `make check` compares both with what it sees on the system's libssl, if that very")
+    print("release is recorded, and `make check-all` with what it sees on all. A system's libssl calls its own functions")
+    print("through the PLT, the others are built as their authors do, with `-Bsymbolic`.\n")
     print("## Where stock differs from the manual\n")
     print("How many of a rule's situations each stock libssl handles otherwise than documented. Details are below, rule by")
     print("rule.\n")

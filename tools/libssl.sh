@@ -1,7 +1,7 @@
 #!/bin/sh
 # Builds a libssl of another version to test against: tools/libssl.sh VERSION
 #
-# VERSION is 1.1.1, 3.0, 3.5, 3.6 or 4.0. The sources are those of the crate openssl-src, so cargo fetches and
+# VERSION is 1.1.1, 3.0, 3.5, 3.6 or 4.0, or 3.0.2, the oldest patch release that is in the field. The sources are those of the crate openssl-src, so cargo fetches and
 # verifies them. What is built stays in ${XDG_CACHE_HOME:-$HOME/.cache}/reprise/libssl/VERSION, as lib/, include/
 # and bin/; a second run finds it there. The folder is the only line on stdout, progress goes to stderr.
 set -eu
@@ -9,12 +9,13 @@ set -eu
 version=${1:-}
 case $version in
     1.1.1 | 1.1.1w) crate='=111.28.2' ;;
+    3.0.2) crate='=300.0.5' ;;
     3.0) crate='=300.0.13' ;;
     3.5) crate='=300.5.5' ;;
     3.6) crate='=300.6.1' ;;
     4.0) crate='=400.0.2' ;;
     *)
-        echo "usage: $0 1.1.1|3.0|3.5|3.6|4.0" >&2
+        echo "usage: $0 1.1.1|3.0.2|3.0|3.5|3.6|4.0" >&2
         exit 2
         ;;
 esac
@@ -105,7 +106,7 @@ step() {
 options="shared no-tests --prefix=$target --libdir=lib --openssldir=$target/ssl"
 case $version in
     1.1.1*) ;;
-    3.0) options="$options no-legacy" ;;
+    3.0 | 3.0.2) options="$options no-legacy" ;;
     *) options="$options no-legacy no-docs" ;; # the crate leaves out what these two would need
 esac
 # shellcheck disable=SC2086 # the options are words
