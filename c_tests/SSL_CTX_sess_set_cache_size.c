@@ -6,7 +6,7 @@
 #include <string.h>
 #include <time.h>
 
-/* 1.1.1 counts otherwise and evicts by age in the cache; Reprise follows it only where it is asked to. */
+/* 1.1.1 evicts by age in the cache; Reprise follows it only where it is asked to. */
 static int modern(void)
 {
     return OpenSSL_version_num() >= 0x30000000L;
@@ -15,13 +15,13 @@ static int modern(void)
 /* What a cache of size n holds. */
 static long held(long n)
 {
-    return subject() == DOCUMENTED || !modern() || n < 2 ? n : n - 1;
+    return n > 1 && holds_one_less() ? n - 1 : n;
 }
 
 /* The size at which n > 1 sessions fit. */
 static long size_for(long n)
 {
-    return subject() == DOCUMENTED || !modern() ? n : n + 1;
+    return holds_one_less() ? n + 1 : n;
 }
 
 static SSL_SESSION *numbered(unsigned int n, long start, long seconds)

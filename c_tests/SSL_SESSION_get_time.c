@@ -124,8 +124,7 @@ static void judged_by_eviction(change *apply)
     SSL_SESSION *third = cached(ctx, 3, start, 300), *shortened = cached(ctx, 4, start, 400);
     SSL_SESSION *new1, *new2;
 
-    /* Stock holds one less than the size. */
-    SSL_CTX_sess_set_cache_size(ctx, subject() == DOCUMENTED ? 4 : 5);
+    SSL_CTX_sess_set_cache_size(ctx, holds_one_less() ? 5 : 4);
     apply(shortened, start, 50);
     apply(prolonged, start, 500);
     new1 = cached(ctx, 5, start, 600);

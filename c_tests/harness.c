@@ -721,6 +721,27 @@ int added(SSL_CTX *ctx, SSL_SESSION *session)
     return 0;
 }
 
+int holds_one_less(void)
+{
+    enum { SIZE = 4 };
+    SSL_CTX *ctx;
+    long held;
+
+    if (subject() == DOCUMENTED)
+        return 0;
+    ctx = server_ctx(TLS1_2_VERSION);
+    SSL_CTX_sess_set_cache_size(ctx, SIZE);
+    for (unsigned char i = 0; i < SIZE; i++) {
+        SSL_SESSION *session = made_session(TLS1_2_VERSION, i);
+
+        SSL_CTX_add_session(ctx, session);
+        SSL_SESSION_free(session);
+    }
+    held = SSL_CTX_sess_number(ctx);
+    SSL_CTX_free(ctx);
+    return held == SIZE - 1;
+}
+
 int in_cache(SSL_CTX *ctx, int version, const SSL_SESSION *session)
 {
     SSL *ssl = SSL_new(ctx);

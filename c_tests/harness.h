@@ -107,6 +107,9 @@ SSL_SESSION *made_session(int version, unsigned char fill);
 /* Is the session with this id in ctx's internal cache? Asked by SSL_has_matching_session_id. */
 int in_cache(SSL_CTX *ctx, int version, const SSL_SESSION *session);
 
+/* Whether a cache of this subject holds one session less than its size (SIZE1), which releases of libssl differ in. */
+int holds_one_less(void);
+
 /* SSL_CTX_add_session, where other threads or processes are at work: one that must not wait long for them may refuse a
  * session for a while in a shared cache, on a machine that is very busy. */
 int added(SSL_CTX *ctx, SSL_SESSION *session);

@@ -389,8 +389,8 @@ impl Context {
 
     fn set_limit(&self) {
         let size = usize::try_from(self.size()).unwrap_or(usize::MAX);
-        // SIZE1, stock from 3.0 on: the new session is counted before room is made for it.
-        let counts_new = !self.is_documented() && libssl::is_3_or_later();
+        // SIZE1, where stock counts the new session before it makes room for it.
+        let counts_new = !self.is_documented() && libssl::context::holds_one_less();
         let limit = if counts_new && size > 1 { size - 1 } else { size };
         // What a shared cache holds is set with its size in bytes, unless the program asks for less.
         let unlimited = self.caches.current().is_shared() && !self.sized.load(Relaxed);

@@ -10,7 +10,7 @@ use crate::cache::{Key, Session as _};
 use libc::{c_char, c_int, c_long};
 use std::cell::Cell;
 use std::ptr::{null_mut, NonNull};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicUsize, Ordering::Relaxed};
 
 /// A live SSL_CTX.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -42,6 +42,18 @@ thread_local! {
 /// How many threads are inside, and how many claims stand: mostly none, and then no thread need look for its own.
 static ANY_INSIDE: AtomicUsize = AtomicUsize::new(0);
 static ANY_CLAIMED: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether a cache of the loaded libssl holds as many sessions as its size says, or one less (SIZE1).
+static SIZE_RULE: AtomicU8 = AtomicU8::new(UNKNOWN);
+const UNKNOWN: u8 = 0;
+const ALL: u8 = 1;
+const ONE_LESS: u8 = 2;
+
+/// Whether a full cache of libssl makes room for a session that it has counted already, and so holds one less than its
+/// size: 3.0.8 does, 3.0.2 does not. Known from the first SSL_CTX that is taken over.
+pub fn holds_one_less() -> bool {
+    SIZE_RULE.load(Relaxed) == ONE_LESS
+}
 
 struct Inside(*mut SSL_CTX);
 
@@ -134,6 +146,7 @@ impl Ctx {
     /// callback of the program may need is gone. Returns the sentinel's address; `None` if there is no memory for it.
     pub fn take_over(self, hooks: Hooks) -> Option<usize> {
         const CENTURY: i64 = 100 * 365 * 24 * 3600; // in nanoseconds it still fits 64 bits, as 4.0 counts them
+        self.learn_size_rule();
         let sentinel = sentinel()?;
         sentinel.set_timeout(CENTURY);
         let _inside = Inside::enter(self);
@@ -148,6 +161,28 @@ impl Ctx {
             (table().SSL_CTX_sess_set_get_cb)(self.as_ptr(), hooks.get);
         }
         Some(sentinel.as_ptr() as usize)
+    }
+
+    /// Finds out [`holds_one_less`], once for each process, by two sessions in the cache of a new context that is to hold
+    /// two. Patch releases of 3.0 differ in that, and distributions patch them again, so that no version number tells.
+    fn learn_size_rule(self) {
+        if SIZE_RULE.load(Relaxed) != UNKNOWN {
+            return;
+        }
+        let keys = [1, 2].map(|byte| Key::new(0, &[byte; 32]));
+        let [Some(first), Some(second)] = keys.map(|key| Session::placeholder(&key?)) else { return };
+        self.control(SSL_CTRL_SET_SESS_CACHE_SIZE, 2);
+        let _inside = Inside::enter(self);
+        for session in [&first, &second] {
+            // SAFETY: both are alive, and adding takes a reference of its own.
+            unsafe { (table().SSL_CTX_add_session)(self.as_ptr(), session.as_ptr()) };
+        }
+        let rule = if self.control(SSL_CTRL_SESS_NUMBER, 0) < 2 { ONE_LESS } else { ALL };
+        for session in [&first, &second] {
+            // SAFETY: both are alive; the context has no callback yet.
+            unsafe { (table().SSL_CTX_remove_session)(self.as_ptr(), session.as_ptr()) };
+        }
+        SIZE_RULE.store(rule, Relaxed);
     }
 
     /// Who makes the ids of this context's servers, `None` for libssl itself.
