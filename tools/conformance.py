@@ -67,8 +67,11 @@ def check(folder, libssl=None):
     name = label(libssl)
     recorded = {title(path): path for path in OBSERVED.glob("*.tsv")}
     if name in recorded:
-        unfinished = tests_finished(folder, "documented") - tests_finished(folder, "stock")
-        print(*(f"libssl {name} is recorded, and does not finish {test}" for test in sorted(unfinished)), sep="\n", end="")
+        begun = noted(folder, "stock", "began")
+        unfinished = noted(folder, "documented", "finished") - noted(folder, "stock", "finished")
+        unfinished = sorted(test for test in unfinished if test.split(": ")[0] in begun)
+        for test in unfinished:
+            print(f"libssl {name} is recorded, but does not finish {test}")
         differs = subprocess.run(["diff", "-u", recorded[name], "-"], input=collect(folder, libssl), text=True).returncode
         return 1 if unfinished else differs
     kin = min(recorded, key=lambda other: distance(name, other))
@@ -81,10 +84,10 @@ def check(folder, libssl=None):
     return 0
 
 
-def tests_finished(folder, side):
-    """The tests that a side finished, as "PAGE: TEST"."""
+def noted(folder, side, what):
+    """The pages that a side "began", or the tests that it "finished", as "PAGE: TEST"."""
     lines = (pathlib.Path(folder) / f"{side}.tsv").read_text().splitlines()
-    return {line.split("\t")[1] for line in lines if line.startswith("# finished\t")}
+    return {line.split("\t")[1] for line in lines if line.startswith(f"# {what}\t")}
 
 
 def distance(name, other):

@@ -30,8 +30,9 @@ one() { # OUT SIDE PAGE
     if REPRISE_SEMANTICS=$semantics REPRISE_CACHE=$cache timeout 900 ${VALGRIND:-} "$program" >"$log" 2>&1; then
         printf '%-12s %-36s %s\n' "$side" "$page" "$(sed -n 's/.*PASSED  \] //p' "$log" | head -1)"
     elif [ "$side" = stock ]; then
-        failed=$(sed -n 's/^\[  FAILED  \] \([A-Za-z0-9_]*\)$/\1/p' "$log" | sort -u | paste -sd ' ')
-        printf '%-12s %-36s %s\n' "$side" "$page" "not finished by this libssl: ${failed:-the page}"
+        failed=$(awk '/^\[ RUN / { begun[$4] } /^\[ *(OK|SKIPPED) *\]/ { delete begun[$NF] } /test\(s\) run/ { whole = 1 }
+            END { for (name in begun) printf " %s", name; if (!whole) printf " and all after it" }' "$log")
+        printf '%-12s %-36s %s\n' "$side" "$page" "not finished by this libssl:$failed"
     else
         { cat "$log"; echo "FAILED on $side: $program"; } >&2
         return 1
