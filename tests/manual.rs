@@ -21,7 +21,7 @@ fn name(page: &Path) -> String {
     page.file_stem().unwrap().to_str().unwrap().to_owned()
 }
 
-fn file_name(page: &PathBuf) -> String {
+fn file_name(page: &Path) -> String {
     page.file_name().unwrap().to_str().unwrap().to_owned()
 }
 

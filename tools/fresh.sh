@@ -106,6 +106,8 @@ chroot "$folder/base" useradd --create-home --shell /bin/sh somebody
 # A package that starts its service at once would take a port that a test wants.
 printf '#!/bin/sh\nexit 101\n' >"$folder/base/usr/sbin/policy-rc.d"
 chmod 755 "$folder/base/usr/sbin/policy-rc.d"
+# Nothing here has to survive a power loss.
+echo force-unsafe-io >"$folder/base/etc/dpkg/dpkg.cfg.d/unsafe-io"
 # How this machine's cargo reaches the crates.
 cargo_home=${CARGO_HOME:-$HOME/.cargo}
 for home in root home/somebody; do
