@@ -487,9 +487,19 @@ fn the_library_is_found_where_it_is_installed() {
             .env_remove("REPRISE_LIBRARY");
         let (code, _, said) = answer(print.output().unwrap());
         assert!(code == 2 && said.contains("--library"), "{said}");
-        symlink(libreprise(), sandbox.file(folder).join("libreprise.so.0")).unwrap();
+        // One for another processor (its machine is 0xffff) comes first in the order of names.
+        let mut foreign = fs::read(libreprise()).unwrap();
+        foreign[18..20].fill(0xff);
+        fs::create_dir_all(sandbox.file("lib/a-foreign-triplet")).unwrap();
+        fs::write(sandbox.file("lib/a-foreign-triplet/libreprise.so.0"), foreign).unwrap();
+        let (code, _, said) = answer(print.output().unwrap());
+        assert!(code == 2 && said.contains("--library"), "{said}");
+
+        // The link is named, and not what it leads to today: an upgrade replaces that.
+        let link = sandbox.file(folder).canonicalize().unwrap().join("libreprise.so.0");
+        symlink(libreprise(), &link).unwrap();
         let found = answer(print.output().unwrap()).1;
-        assert_eq!(found.trim(), libreprise().canonicalize().unwrap().to_str().unwrap());
+        assert_eq!(found.trim(), link.to_str().unwrap());
     }
 }
 

@@ -1,7 +1,8 @@
 //! What an ELF file tells: for which machine it is, what it needs and exports, and what it holds inside.
 
 use goblin::elf::dynamic::DT_NEEDED;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -73,6 +74,14 @@ impl Elf {
         }
         None
     }
+}
+
+/// What tells files for different processors apart, from the head of an ELF file: its class (32 or 64 bits), its byte
+/// order and its machine.
+pub fn architecture(path: &Path) -> io::Result<([u8; 2], [u8; 2])> {
+    let mut head = [0; 20];
+    File::open(path)?.read_exact(&mut head)?;
+    Ok(([head[4], head[5]], [head[18], head[19]]))
 }
 
 /// A library as the loader finds it.

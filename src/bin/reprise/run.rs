@@ -5,7 +5,7 @@ use reprise::config::Config;
 use std::collections::BTreeMap;
 use std::env;
 use std::ffi::{OsStr, OsString};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -111,7 +111,8 @@ fn preload(library: &Path, others: Option<OsString>) -> OsString {
     preload
 }
 
-/// The library as it is to be preloaded: an absolute path.
+/// The library as it is to be preloaded: an absolute path. It keeps the name of a link such as libreprise.so.0, which
+/// stays when an upgrade replaces the file behind it.
 pub fn library(named: Option<&Path>) -> Result<PathBuf, Failure> {
     let named = named
         .map(Path::to_owned)
@@ -122,7 +123,7 @@ pub fn library(named: Option<&Path>) -> Result<PathBuf, Failure> {
             wrong_use("libreprise.so.0 is not found beside this command: name it with --library or REPRISE_LIBRARY")
         })?,
     };
-    let path = path.canonicalize().map_err(|error| wrong_use(format!("library {}: {error}", path.display())))?;
+    let path = absolute(&path).map_err(|error| wrong_use(format!("library {}: {error}", path.display())))?;
     if !elf::Elf::read(&path).is_ok_and(|elf| elf.exports("reprise_version")) {
         return Err(wrong_use(format!("{} is not the library of Reprise", path.display())));
     }
@@ -132,15 +133,25 @@ pub fn library(named: Option<&Path>) -> Result<PathBuf, Failure> {
     Ok(path)
 }
 
-/// As installed (bin/ and lib/ are neighbours), or as built (both in one folder).
+/// The real folder of an existing file, and the file's name there.
+fn absolute(path: &Path) -> io::Result<PathBuf> {
+    path.metadata()?;
+    match (path.parent(), path.file_name()) {
+        (Some(folder), Some(name)) => Ok(Path::new(".").join(folder).canonicalize()?.join(name)),
+        _ => path.canonicalize(),
+    }
+}
+
+/// As installed (bin/ and lib/ are neighbours), or as built (both in one folder). Debian's folders for several
+/// architectures may each have one: only that of this command's architecture can be meant.
 fn beside_us() -> Option<PathBuf> {
-    let folder = env::current_exe().ok()?.canonicalize().ok()?.parent()?.to_owned();
-    let folder = folder.to_str()?;
-    let folder = glob::Pattern::escape(folder);
+    let command = env::current_exe().ok()?.canonicalize().ok()?;
+    let architecture = elf::architecture(&command).ok()?;
+    let folder = glob::Pattern::escape(command.parent()?.to_str()?);
     ["/libreprise.so.0", "/libreprise.so", "/../lib*/libreprise.so.0", "/../lib/*/libreprise.so.0"]
         .iter()
         .flat_map(|place| glob::glob(&format!("{folder}{place}")).into_iter().flatten().flatten())
-        .next()
+        .find(|path| elf::architecture(path).is_ok_and(|found| found == architecture))
 }
 
 /// Where a program is that a shell would start by this name.
