@@ -220,5 +220,19 @@ show: all target/prefork target/reconnect
 bench: all
 	$(CARGO) bench --locked --bench paired -- $(or $(BENCH),--plots docs/img)
 
+# --- releases -----------------------------------------------------------------------------------------------------
+
+.PHONY: dist copyright check-copyright
+
+# The source with all crates.
+dist:
+	tools/dist.sh
+
+copyright:
+	tools/crates.py copyright > target/copyright && mv target/copyright debian/copyright
+
+check-copyright:
+	@tools/crates.py check || { echo "debian/copyright is not what Cargo.lock's crates say: make copyright"; exit 1; }
+
 clean:
 	$(CARGO) clean
