@@ -222,11 +222,19 @@ bench: all
 
 # --- releases -----------------------------------------------------------------------------------------------------
 
-.PHONY: dist copyright check-copyright
+.PHONY: dist deb check-deb copyright check-copyright
 
-# The source with all crates.
+# The source with all crates, and Debian packages made from it. Neither installs anything.
 dist:
 	tools/dist.sh
+
+deb: dist
+	tools/deb.sh
+
+# On fresh Debian 12 and 13: installed, used, removed. Needs root, and what `make deb` made.
+check-deb:
+	tools/check_deb.sh bookworm
+	tools/check_deb.sh trixie
 
 copyright:
 	tools/crates.py copyright > target/copyright && mv target/copyright debian/copyright
