@@ -187,6 +187,7 @@ check-units: needed-to-check $(LIBRARY)
 check-all: check
 	tools/fresh.sh bookworm
 	tools/fresh.sh trixie
+	$(MAKE) --no-print-directory deb check-deb
 	tools/check_libssl.sh $(VERSIONS)
 	tools/check_threads.sh
 	tools/check_models.sh
@@ -194,6 +195,7 @@ check-all: check
 lint: needed-to-check
 	$(CARGO) fmt --check
 	$(CARGO) clippy --profile proof --locked --all-targets -- -D warnings
+	@$(MAKE) --no-print-directory check-copyright
 	shellcheck .ci/run $$(git ls-files '*.sh' 2>/dev/null || find . -name '*.sh' -not -path './target/*')
 
 # --- the example server, the demo, the benchmarks -------------------------------------------------------------------
