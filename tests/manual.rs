@@ -163,7 +163,7 @@ fn mandoc_finds_no_error_in_the_generated_pages() {
 #[test]
 fn references_to_our_pages_lead_somewhere() {
     let sandbox = Sandbox::new();
-    let mut there: BTreeSet<_> = pages().iter().chain(&generated(&sandbox)).map(file_name).collect();
+    let mut there: BTreeSet<_> = pages().iter().chain(&generated(&sandbox)).map(|page| file_name(page)).collect();
     for page in pages() {
         let text = fs::read_to_string(&page).unwrap();
         for reference in text.lines().filter_map(|line| line.strip_prefix(".Xr reprise")) {
