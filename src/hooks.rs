@@ -3,6 +3,7 @@
 
 use crate::abi::border;
 use crate::cache::LONGEST;
+use crate::cancel;
 use crate::context::{registry, Context};
 use crate::libssl::types::{Generator, SSL, SSL_CTX, SSL_SESSION};
 use crate::libssl::{context, Connection, Hooks, Session};
@@ -14,7 +15,7 @@ pub const HOOKS: Hooks = Hooks { new: Some(new), remove: Some(remove), get: Some
 pub const GENERATE: Generator = Some(generate);
 
 /// A session was negotiated, and one reference to it comes along: 1 when the program keeps it.
-unsafe extern "C" fn new(ssl: *mut SSL, session: *mut SSL_SESSION) -> c_int {
+unsafe extern "C-unwind" fn new(ssl: *mut SSL, session: *mut SSL_SESSION) -> c_int {
     border(0, || {
         // SAFETY: libssl passes a live connection and a live session, whose reference it frees if we return 0.
         let (connection, session) = unsafe { (Connection::borrow(ssl)?, Session::borrow(session)?) };
@@ -26,7 +27,12 @@ unsafe extern "C" fn new(ssl: *mut SSL, session: *mut SSL_SESSION) -> c_int {
 }
 
 /// A client proposed an id. What is returned carries one reference for libssl (`*copy` is 0).
-unsafe extern "C" fn get(ssl: *mut SSL, id: *const c_uchar, length: c_int, copy: *mut c_int) -> *mut SSL_SESSION {
+unsafe extern "C-unwind" fn get(
+    ssl: *mut SSL,
+    id: *const c_uchar,
+    length: c_int,
+    copy: *mut c_int,
+) -> *mut SSL_SESSION {
     border(null_mut(), || {
         // SAFETY: libssl passes a live connection, an id of `length` bytes and a place for `copy`.
         let (connection, id) = unsafe {
@@ -42,7 +48,7 @@ unsafe extern "C" fn get(ssl: *mut SSL, id: *const c_uchar, length: c_int, copy:
 }
 
 /// Libssl has marked a session not resumable, or frees the context: then it gives up the sentinel first.
-unsafe extern "C" fn remove(ctx: *mut SSL_CTX, session: *mut SSL_SESSION) {
+unsafe extern "C-unwind" fn remove(ctx: *mut SSL_CTX, session: *mut SSL_SESSION) {
     if context::is_inside(ctx) {
         return;
     }
@@ -60,7 +66,7 @@ unsafe extern "C" fn remove(ctx: *mut SSL_CTX, session: *mut SSL_SESSION) {
 }
 
 /// A server's new session needs an id (SSL_CTX_set_generate_session_id(3)): 1 when it has one.
-unsafe extern "C" fn generate(ssl: *mut SSL, id: *mut c_uchar, length: *mut c_uint) -> c_int {
+unsafe extern "C-unwind" fn generate(ssl: *mut SSL, id: *mut c_uchar, length: *mut c_uint) -> c_int {
     border(0, || {
         // SAFETY: libssl passes a live connection, and room for as many bytes as `length` says.
         let (connection, room) = unsafe { (Connection::borrow(ssl)?, *length) };
@@ -79,6 +85,7 @@ unsafe extern "C" fn generate(ssl: *mut SSL, id: *mut c_uchar, length: *mut c_ui
 }
 
 fn random_id() -> Option<[u8; LONGEST]> {
+    let _off = cancel::off();
     let mut id = [0; LONGEST];
     getrandom::fill(&mut id).ok().map(|()| id)
 }

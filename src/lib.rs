@@ -10,6 +10,7 @@
 //! | `libssl` | the library below: its functions and objects as Rust |
 //! | [`board`] | the counters of every process, for `reprise status` |
 //! | [`config`] | the environment |
+//! | `cancel` | system calls that pthread_cancel leaves alone |
 //! | [`totals`] | the counts of a whole program, for who watches from outside |
 //! | `log` | one line on stderr, when it must be |
 #![deny(unsafe_op_in_unsafe_fn)]
@@ -17,6 +18,7 @@
 mod abi;
 pub mod board;
 pub mod cache;
+mod cancel;
 pub mod config;
 mod context;
 mod hooks;

@@ -1,5 +1,6 @@
 //! What Reprise has to say to a person: rare, one line, on stderr. `REPRISE_LOG=off` silences it.
 
+use crate::cancel;
 use crate::config::{self, Log};
 use std::fmt;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
@@ -14,6 +15,7 @@ pub fn once(message: fmt::Arguments<'_>) {
     for place in &SAID {
         match place.compare_exchange(0, hash, Relaxed, Relaxed) {
             Ok(_) if config::get().log == Log::Error => {
+                let _off = cancel::off();
                 let _ = std::io::stderr().write_all(line.as_bytes());
                 return;
             }

@@ -11,9 +11,9 @@ use libc::{c_int, c_uchar};
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX, the callback a function of this type.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_sess_set_new_cb(
+pub unsafe extern "C-unwind" fn SSL_CTX_sess_set_new_cb(
     ctx: *mut SSL_CTX,
-    new_session_cb: Option<unsafe extern "C" fn(ssl: *mut SSL, sess: *mut SSL_SESSION) -> c_int>,
+    new_session_cb: Option<unsafe extern "C-unwind" fn(ssl: *mut SSL, sess: *mut SSL_SESSION) -> c_int>,
 ) {
     border((), || {
         match ours(ctx) {
@@ -32,9 +32,9 @@ pub unsafe extern "C" fn SSL_CTX_sess_set_new_cb(
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX, the callback a function of this type.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_sess_set_remove_cb(
+pub unsafe extern "C-unwind" fn SSL_CTX_sess_set_remove_cb(
     ctx: *mut SSL_CTX,
-    remove_session_cb: Option<unsafe extern "C" fn(ctx: *mut SSL_CTX, sess: *mut SSL_SESSION)>,
+    remove_session_cb: Option<unsafe extern "C-unwind" fn(ctx: *mut SSL_CTX, sess: *mut SSL_SESSION)>,
 ) {
     border((), || {
         match ours(ctx) {
@@ -53,10 +53,15 @@ pub unsafe extern "C" fn SSL_CTX_sess_set_remove_cb(
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX, the callback a function of this type.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_sess_set_get_cb(
+pub unsafe extern "C-unwind" fn SSL_CTX_sess_set_get_cb(
     ctx: *mut SSL_CTX,
     get_session_cb: Option<
-        unsafe extern "C" fn(ssl: *mut SSL, data: *const c_uchar, len: c_int, copy: *mut c_int) -> *mut SSL_SESSION,
+        unsafe extern "C-unwind" fn(
+            ssl: *mut SSL,
+            data: *const c_uchar,
+            len: c_int,
+            copy: *mut c_int,
+        ) -> *mut SSL_SESSION,
     >,
 ) {
     border((), || {
@@ -75,9 +80,9 @@ pub unsafe extern "C" fn SSL_CTX_sess_set_get_cb(
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_sess_get_new_cb(
+pub unsafe extern "C-unwind" fn SSL_CTX_sess_get_new_cb(
     ctx: *mut SSL_CTX,
-) -> Option<unsafe extern "C" fn(ssl: *mut SSL, sess: *mut SSL_SESSION) -> c_int> {
+) -> Option<unsafe extern "C-unwind" fn(ssl: *mut SSL, sess: *mut SSL_SESSION) -> c_int> {
     border(None, || match ours(ctx) {
         Some(context) => Some(context.new_callback.get()),
         None if ctx.is_null() => None,
@@ -91,9 +96,9 @@ pub unsafe extern "C" fn SSL_CTX_sess_get_new_cb(
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_sess_get_remove_cb(
+pub unsafe extern "C-unwind" fn SSL_CTX_sess_get_remove_cb(
     ctx: *mut SSL_CTX,
-) -> Option<unsafe extern "C" fn(ctx: *mut SSL_CTX, sess: *mut SSL_SESSION)> {
+) -> Option<unsafe extern "C-unwind" fn(ctx: *mut SSL_CTX, sess: *mut SSL_SESSION)> {
     border(None, || match ours(ctx) {
         Some(context) => Some(context.remove_callback.get()),
         None if ctx.is_null() => None,
@@ -107,10 +112,11 @@ pub unsafe extern "C" fn SSL_CTX_sess_get_remove_cb(
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_sess_get_get_cb(
+pub unsafe extern "C-unwind" fn SSL_CTX_sess_get_get_cb(
     ctx: *mut SSL_CTX,
-) -> Option<unsafe extern "C" fn(ssl: *mut SSL, data: *const c_uchar, len: c_int, copy: *mut c_int) -> *mut SSL_SESSION>
-{
+) -> Option<
+    unsafe extern "C-unwind" fn(ssl: *mut SSL, data: *const c_uchar, len: c_int, copy: *mut c_int) -> *mut SSL_SESSION,
+> {
     border(None, || match ours(ctx) {
         Some(context) => Some(context.get_callback.get()),
         None if ctx.is_null() => None,

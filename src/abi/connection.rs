@@ -14,7 +14,7 @@ use std::ptr::null_mut;
 /// # Safety
 /// `ssl` is NULL or a live connection.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_get_session(ssl: *const SSL) -> *mut SSL_SESSION {
+pub unsafe extern "C-unwind" fn SSL_get_session(ssl: *const SSL) -> *mut SSL_SESSION {
     border(null_mut(), || {
         // SAFETY: by the caller's promise.
         (!ssl.is_null()).then(|| unsafe { (table_of(ssl).SSL_get_session)(ssl) })
@@ -26,7 +26,7 @@ pub unsafe extern "C" fn SSL_get_session(ssl: *const SSL) -> *mut SSL_SESSION {
 /// # Safety
 /// `ssl` is NULL or a live connection.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_get0_session(ssl: *const SSL) -> *mut SSL_SESSION {
+pub unsafe extern "C-unwind" fn SSL_get0_session(ssl: *const SSL) -> *mut SSL_SESSION {
     // SAFETY: by the caller's promise.
     unsafe { SSL_get_session(ssl) }
 }
@@ -36,7 +36,7 @@ pub unsafe extern "C" fn SSL_get0_session(ssl: *const SSL) -> *mut SSL_SESSION {
 /// # Safety
 /// `ssl` is NULL or a live connection.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_get1_session(ssl: *mut SSL) -> *mut SSL_SESSION {
+pub unsafe extern "C-unwind" fn SSL_get1_session(ssl: *mut SSL) -> *mut SSL_SESSION {
     border(null_mut(), || {
         // SAFETY: by the caller's promise.
         (!ssl.is_null()).then(|| unsafe { (table_of(ssl).SSL_get1_session)(ssl) })
@@ -49,7 +49,7 @@ pub unsafe extern "C" fn SSL_get1_session(ssl: *mut SSL) -> *mut SSL_SESSION {
 /// # Safety
 /// `ssl` is NULL or a live connection, `ctx` NULL or a live SSL_CTX.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_set_SSL_CTX(ssl: *mut SSL, ctx: *mut SSL_CTX) -> *mut SSL_CTX {
+pub unsafe extern "C-unwind" fn SSL_set_SSL_CTX(ssl: *mut SSL, ctx: *mut SSL_CTX) -> *mut SSL_CTX {
     border(null_mut(), || {
         // SAFETY: by the caller's promise.
         (!ssl.is_null()).then(|| unsafe {
@@ -66,7 +66,11 @@ pub unsafe extern "C" fn SSL_set_SSL_CTX(ssl: *mut SSL, ctx: *mut SSL_CTX) -> *m
 /// # Safety
 /// `ssl` is NULL or a live connection, `id` is NULL or `id_len` bytes.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_has_matching_session_id(ssl: *const SSL, id: *const c_uchar, id_len: c_uint) -> c_int {
+pub unsafe extern "C-unwind" fn SSL_has_matching_session_id(
+    ssl: *const SSL,
+    id: *const c_uchar,
+    id_len: c_uint,
+) -> c_int {
     border(0, || {
         // SAFETY: by the caller's promise.
         let connection = unsafe { Connection::borrow(ssl)? };
@@ -95,7 +99,7 @@ pub unsafe extern "C" fn SSL_has_matching_session_id(ssl: *const SSL, id: *const
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX, `cb` a function of this type.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_set_generate_session_id(ctx: *mut SSL_CTX, cb: Generator) -> c_int {
+pub unsafe extern "C-unwind" fn SSL_CTX_set_generate_session_id(ctx: *mut SSL_CTX, cb: Generator) -> c_int {
     border(0, || {
         if ctx.is_null() {
             return None;
@@ -114,7 +118,7 @@ pub unsafe extern "C" fn SSL_CTX_set_generate_session_id(ctx: *mut SSL_CTX, cb: 
 /// # Safety
 /// `ssl` is NULL or a live connection, `cb` a function of this type.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_set_generate_session_id(ssl: *mut SSL, cb: Generator) -> c_int {
+pub unsafe extern "C-unwind" fn SSL_set_generate_session_id(ssl: *mut SSL, cb: Generator) -> c_int {
     border(0, || {
         // SAFETY: by the caller's promise.
         let (connection, other) = unsafe { (Connection::borrow(ssl)?, elsewhere(ssl)) };
@@ -136,7 +140,7 @@ pub unsafe extern "C" fn SSL_set_generate_session_id(ssl: *mut SSL, cb: Generato
 /// # Safety
 /// As libssl requires.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_free(ssl: *mut SSL) {
+pub unsafe extern "C-unwind" fn SSL_free(ssl: *mut SSL) {
     border((), || {
         // SAFETY: by the caller's promise.
         match unsafe { elsewhere(ssl) } {
@@ -154,7 +158,7 @@ pub unsafe extern "C" fn SSL_free(ssl: *mut SSL) {
 /// # Safety
 /// As libssl requires.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_clear(s: *mut SSL) -> c_int {
+pub unsafe extern "C-unwind" fn SSL_clear(s: *mut SSL) -> c_int {
     // SAFETY: by the caller's promise.
     border(0, || unsafe {
         Some(match elsewhere(s) {
@@ -169,7 +173,7 @@ pub unsafe extern "C" fn SSL_clear(s: *mut SSL) -> c_int {
 /// # Safety
 /// `s` is a live connection.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_set_connect_state(s: *mut SSL) {
+pub unsafe extern "C-unwind" fn SSL_set_connect_state(s: *mut SSL) {
     border((), || {
         // SAFETY: by the caller's promise.
         unsafe {
@@ -185,7 +189,7 @@ pub unsafe extern "C" fn SSL_set_connect_state(s: *mut SSL) {
 /// # Safety
 /// `ssl` is a live connection.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_connect(ssl: *mut SSL) -> c_int {
+pub unsafe extern "C-unwind" fn SSL_connect(ssl: *mut SSL) -> c_int {
     border(-1, || {
         // SAFETY: by the caller's promise.
         unsafe {

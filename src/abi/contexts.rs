@@ -15,7 +15,7 @@ use std::slice::from_raw_parts;
 /// # Safety
 /// As libssl requires.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_new(method: *const SSL_METHOD) -> *mut SSL_CTX {
+pub unsafe extern "C-unwind" fn SSL_CTX_new(method: *const SSL_METHOD) -> *mut SSL_CTX {
     // SAFETY: by the caller's promise.
     border(null_mut(), || unsafe { Some(made(Make::Plain(method))) })
 }
@@ -25,7 +25,7 @@ pub unsafe extern "C" fn SSL_CTX_new(method: *const SSL_METHOD) -> *mut SSL_CTX 
 /// # Safety
 /// As libssl requires.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_new_ex(
+pub unsafe extern "C-unwind" fn SSL_CTX_new_ex(
     libctx: *mut OSSL_LIB_CTX,
     propq: *const c_char,
     method: *const SSL_METHOD,
@@ -40,7 +40,7 @@ pub unsafe extern "C" fn SSL_CTX_new_ex(
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_new(ctx: *mut SSL_CTX) -> *mut SSL {
+pub unsafe extern "C-unwind" fn SSL_new(ctx: *mut SSL_CTX) -> *mut SSL {
     border(null_mut(), || {
         let context = ours(ctx).filter(|context| !context.lost(HOOKS, 0));
         if let Some(context) = context {
@@ -63,7 +63,7 @@ pub unsafe extern "C" fn SSL_new(ctx: *mut SSL_CTX) -> *mut SSL {
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX, `sid_ctx` is `sid_ctx_len` bytes.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_set_session_id_context(
+pub unsafe extern "C-unwind" fn SSL_CTX_set_session_id_context(
     ctx: *mut SSL_CTX,
     sid_ctx: *const c_uchar,
     sid_ctx_len: c_uint,

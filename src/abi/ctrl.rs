@@ -16,7 +16,7 @@ use std::ptr::null_mut;
 /// # Safety
 /// As libssl requires for `cmd`.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_ctrl(ctx: *mut SSL_CTX, cmd: c_int, larg: c_long, parg: *mut c_void) -> c_long {
+pub unsafe extern "C-unwind" fn SSL_CTX_ctrl(ctx: *mut SSL_CTX, cmd: c_int, larg: c_long, parg: *mut c_void) -> c_long {
     border(0, || {
         let answer = match u32::try_from(cmd) {
             Ok(command) => ours(ctx).and_then(|context| control(context, command, larg)),
@@ -68,7 +68,7 @@ unsafe fn call(ctx: *mut SSL_CTX, command: u32, number: c_long) -> c_long {
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_set_session_cache_mode(ctx: *mut SSL_CTX, mode: c_long) -> c_long {
+pub unsafe extern "C-unwind" fn SSL_CTX_set_session_cache_mode(ctx: *mut SSL_CTX, mode: c_long) -> c_long {
     // SAFETY: by the caller's promise.
     unsafe { call(ctx, SSL_CTRL_SET_SESS_CACHE_MODE, mode) }
 }
@@ -78,7 +78,7 @@ pub unsafe extern "C" fn SSL_CTX_set_session_cache_mode(ctx: *mut SSL_CTX, mode:
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_get_session_cache_mode(ctx: *mut SSL_CTX) -> c_long {
+pub unsafe extern "C-unwind" fn SSL_CTX_get_session_cache_mode(ctx: *mut SSL_CTX) -> c_long {
     // SAFETY: by the caller's promise.
     unsafe { call(ctx, SSL_CTRL_GET_SESS_CACHE_MODE, 0) }
 }
@@ -89,7 +89,7 @@ pub unsafe extern "C" fn SSL_CTX_get_session_cache_mode(ctx: *mut SSL_CTX) -> c_
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_sess_set_cache_size(ctx: *mut SSL_CTX, t: c_long) -> c_long {
+pub unsafe extern "C-unwind" fn SSL_CTX_sess_set_cache_size(ctx: *mut SSL_CTX, t: c_long) -> c_long {
     // SAFETY: by the caller's promise.
     unsafe { call(ctx, SSL_CTRL_SET_SESS_CACHE_SIZE, t) }
 }
@@ -99,7 +99,7 @@ pub unsafe extern "C" fn SSL_CTX_sess_set_cache_size(ctx: *mut SSL_CTX, t: c_lon
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_sess_get_cache_size(ctx: *mut SSL_CTX) -> c_long {
+pub unsafe extern "C-unwind" fn SSL_CTX_sess_get_cache_size(ctx: *mut SSL_CTX) -> c_long {
     // SAFETY: by the caller's promise.
     unsafe { call(ctx, SSL_CTRL_GET_SESS_CACHE_SIZE, 0) }
 }
@@ -111,7 +111,7 @@ pub unsafe extern "C" fn SSL_CTX_sess_get_cache_size(ctx: *mut SSL_CTX) -> c_lon
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_sess_number(ctx: *mut SSL_CTX) -> c_long {
+pub unsafe extern "C-unwind" fn SSL_CTX_sess_number(ctx: *mut SSL_CTX) -> c_long {
     // SAFETY: by the caller's promise.
     unsafe { call(ctx, SSL_CTRL_SESS_NUMBER, 0) }
 }
@@ -121,7 +121,7 @@ pub unsafe extern "C" fn SSL_CTX_sess_number(ctx: *mut SSL_CTX) -> c_long {
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_sess_connect(ctx: *mut SSL_CTX) -> c_long {
+pub unsafe extern "C-unwind" fn SSL_CTX_sess_connect(ctx: *mut SSL_CTX) -> c_long {
     // SAFETY: by the caller's promise.
     unsafe { call(ctx, SSL_CTRL_SESS_CONNECT, 0) }
 }
@@ -131,7 +131,7 @@ pub unsafe extern "C" fn SSL_CTX_sess_connect(ctx: *mut SSL_CTX) -> c_long {
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_sess_connect_good(ctx: *mut SSL_CTX) -> c_long {
+pub unsafe extern "C-unwind" fn SSL_CTX_sess_connect_good(ctx: *mut SSL_CTX) -> c_long {
     // SAFETY: by the caller's promise.
     unsafe { call(ctx, SSL_CTRL_SESS_CONNECT_GOOD, 0) }
 }
@@ -141,7 +141,7 @@ pub unsafe extern "C" fn SSL_CTX_sess_connect_good(ctx: *mut SSL_CTX) -> c_long 
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_sess_connect_renegotiate(ctx: *mut SSL_CTX) -> c_long {
+pub unsafe extern "C-unwind" fn SSL_CTX_sess_connect_renegotiate(ctx: *mut SSL_CTX) -> c_long {
     // SAFETY: by the caller's promise.
     unsafe { call(ctx, SSL_CTRL_SESS_CONNECT_RENEGOTIATE, 0) }
 }
@@ -151,7 +151,7 @@ pub unsafe extern "C" fn SSL_CTX_sess_connect_renegotiate(ctx: *mut SSL_CTX) -> 
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_sess_accept(ctx: *mut SSL_CTX) -> c_long {
+pub unsafe extern "C-unwind" fn SSL_CTX_sess_accept(ctx: *mut SSL_CTX) -> c_long {
     // SAFETY: by the caller's promise.
     unsafe { call(ctx, SSL_CTRL_SESS_ACCEPT, 0) }
 }
@@ -161,7 +161,7 @@ pub unsafe extern "C" fn SSL_CTX_sess_accept(ctx: *mut SSL_CTX) -> c_long {
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_sess_accept_good(ctx: *mut SSL_CTX) -> c_long {
+pub unsafe extern "C-unwind" fn SSL_CTX_sess_accept_good(ctx: *mut SSL_CTX) -> c_long {
     // SAFETY: by the caller's promise.
     unsafe { call(ctx, SSL_CTRL_SESS_ACCEPT_GOOD, 0) }
 }
@@ -171,7 +171,7 @@ pub unsafe extern "C" fn SSL_CTX_sess_accept_good(ctx: *mut SSL_CTX) -> c_long {
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_sess_accept_renegotiate(ctx: *mut SSL_CTX) -> c_long {
+pub unsafe extern "C-unwind" fn SSL_CTX_sess_accept_renegotiate(ctx: *mut SSL_CTX) -> c_long {
     // SAFETY: by the caller's promise.
     unsafe { call(ctx, SSL_CTRL_SESS_ACCEPT_RENEGOTIATE, 0) }
 }
@@ -181,7 +181,7 @@ pub unsafe extern "C" fn SSL_CTX_sess_accept_renegotiate(ctx: *mut SSL_CTX) -> c
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_sess_hits(ctx: *mut SSL_CTX) -> c_long {
+pub unsafe extern "C-unwind" fn SSL_CTX_sess_hits(ctx: *mut SSL_CTX) -> c_long {
     // SAFETY: by the caller's promise.
     unsafe { call(ctx, SSL_CTRL_SESS_HIT, 0) }
 }
@@ -191,7 +191,7 @@ pub unsafe extern "C" fn SSL_CTX_sess_hits(ctx: *mut SSL_CTX) -> c_long {
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_sess_cb_hits(ctx: *mut SSL_CTX) -> c_long {
+pub unsafe extern "C-unwind" fn SSL_CTX_sess_cb_hits(ctx: *mut SSL_CTX) -> c_long {
     // SAFETY: by the caller's promise.
     unsafe { call(ctx, SSL_CTRL_SESS_CB_HIT, 0) }
 }
@@ -201,7 +201,7 @@ pub unsafe extern "C" fn SSL_CTX_sess_cb_hits(ctx: *mut SSL_CTX) -> c_long {
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_sess_misses(ctx: *mut SSL_CTX) -> c_long {
+pub unsafe extern "C-unwind" fn SSL_CTX_sess_misses(ctx: *mut SSL_CTX) -> c_long {
     // SAFETY: by the caller's promise.
     unsafe { call(ctx, SSL_CTRL_SESS_MISSES, 0) }
 }
@@ -211,7 +211,7 @@ pub unsafe extern "C" fn SSL_CTX_sess_misses(ctx: *mut SSL_CTX) -> c_long {
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_sess_timeouts(ctx: *mut SSL_CTX) -> c_long {
+pub unsafe extern "C-unwind" fn SSL_CTX_sess_timeouts(ctx: *mut SSL_CTX) -> c_long {
     // SAFETY: by the caller's promise.
     unsafe { call(ctx, SSL_CTRL_SESS_TIMEOUTS, 0) }
 }
@@ -221,7 +221,7 @@ pub unsafe extern "C" fn SSL_CTX_sess_timeouts(ctx: *mut SSL_CTX) -> c_long {
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_sess_cache_full(ctx: *mut SSL_CTX) -> c_long {
+pub unsafe extern "C-unwind" fn SSL_CTX_sess_cache_full(ctx: *mut SSL_CTX) -> c_long {
     // SAFETY: by the caller's promise.
     unsafe { call(ctx, SSL_CTRL_SESS_CACHE_FULL, 0) }
 }

@@ -1,12 +1,13 @@
 //! When the library is loaded: what cannot wait. libssl is not looked for yet, it may come later; but one that was here
 //! before is noted.
 
-use crate::{board, config, context, libssl, totals};
+use crate::{board, cancel, config, context, libssl, totals};
 
 /// Reads the environment, which some programs clear, and opens what it names, which may be out of reach later.
 #[cfg_attr(miri, allow(dead_code))]
 extern "C" fn load() {
     super::border((), || {
+        let _off = cancel::off();
         // SAFETY: getauxval has no preconditions.
         config::load(unsafe { libc::getauxval(libc::AT_SECURE) } == 0);
         totals::open();
@@ -26,6 +27,7 @@ static LOAD: extern "C" fn() = load;
 #[cfg_attr(miri, allow(dead_code))]
 extern "C" fn unload() {
     super::border((), || {
+        let _off = cancel::off();
         context::end_of_process();
         board::leave();
         Some(())

@@ -14,7 +14,7 @@ use std::ptr::null_mut;
 /// # Safety
 /// `ctx` and `session` are NULL or live.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_add_session(ctx: *mut SSL_CTX, session: *mut SSL_SESSION) -> c_int {
+pub unsafe extern "C-unwind" fn SSL_CTX_add_session(ctx: *mut SSL_CTX, session: *mut SSL_SESSION) -> c_int {
     border(0, || {
         // SAFETY: by the caller's promise.
         let borrowed = unsafe { Session::borrow(session)? };
@@ -37,7 +37,7 @@ pub unsafe extern "C" fn SSL_CTX_add_session(ctx: *mut SSL_CTX, session: *mut SS
 // One item for all machines, so that the header declares the function once.
 #[cfg_attr(any(target_arch = "x86_64", target_arch = "aarch64"), unsafe(naked))]
 #[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_remove_session(ctx: *mut SSL_CTX, session: *mut SSL_SESSION) -> c_int {
+pub unsafe extern "C-unwind" fn SSL_CTX_remove_session(ctx: *mut SSL_CTX, session: *mut SSL_SESSION) -> c_int {
     // The address that the call returns to becomes the third argument.
     #[cfg(target_arch = "x86_64")]
     std::arch::naked_asm!("mov rdx, [rsp]", "jmp {}", sym remove_session);
@@ -51,7 +51,7 @@ pub unsafe extern "C" fn SSL_CTX_remove_session(ctx: *mut SSL_CTX, session: *mut
     }
 }
 
-unsafe extern "C" fn remove_session(ctx: *mut SSL_CTX, session: *mut SSL_SESSION, caller: usize) -> c_int {
+unsafe extern "C-unwind" fn remove_session(ctx: *mut SSL_CTX, session: *mut SSL_SESSION, caller: usize) -> c_int {
     border(0, || {
         // SAFETY: by the caller's promise.
         let borrowed = unsafe { Session::borrow(session)? };
@@ -70,7 +70,7 @@ unsafe extern "C" fn remove_session(ctx: *mut SSL_CTX, session: *mut SSL_SESSION
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_flush_sessions(ctx: *mut SSL_CTX, tm: c_long) {
+pub unsafe extern "C-unwind" fn SSL_CTX_flush_sessions(ctx: *mut SSL_CTX, tm: c_long) {
     border((), || {
         // SAFETY: by the caller's promise.
         unsafe {
@@ -87,7 +87,7 @@ pub unsafe extern "C" fn SSL_CTX_flush_sessions(ctx: *mut SSL_CTX, tm: c_long) {
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_flush_sessions_ex(ctx: *mut SSL_CTX, tm: time_t) {
+pub unsafe extern "C-unwind" fn SSL_CTX_flush_sessions_ex(ctx: *mut SSL_CTX, tm: time_t) {
     border((), || {
         // SAFETY: by the caller's promise.
         unsafe {
@@ -126,7 +126,7 @@ unsafe fn flush(ctx: *mut SSL_CTX, time: time_t) -> bool {
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_CTX_sessions(ctx: *mut SSL_CTX) -> *mut lhash_st_SSL_SESSION {
+pub unsafe extern "C-unwind" fn SSL_CTX_sessions(ctx: *mut SSL_CTX) -> *mut lhash_st_SSL_SESSION {
     border(null_mut(), || match ours(ctx) {
         Some(context) => Some(context.table().cast()),
         None if ctx.is_null() => None,

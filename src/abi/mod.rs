@@ -9,15 +9,17 @@ mod load;
 mod manage;
 mod reprise;
 mod sessions;
+mod unwind;
 
 use crate::context::{registry, Context};
 use crate::libssl::context as libssl_context;
 use crate::libssl::types::SSL_CTX;
-use std::panic::{catch_unwind, AssertUnwindSafe};
 
-/// Runs the body of an exported function: a panic or `None` becomes the documented failure value.
+/// Runs the body of an exported function: a panic or `None` becomes the documented failure value. An exception of the
+/// program's, and the end of a thread that is cancelled, pass through.
+#[inline]
 pub(crate) fn border<T>(failure: T, body: impl FnOnce() -> Option<T>) -> T {
-    catch_unwind(AssertUnwindSafe(body)).ok().flatten().unwrap_or(failure)
+    unwind::catch(body).flatten().unwrap_or(failure)
 }
 
 /// The context that answers for `ctx`; `None` where libssl does: it is not ours, or this call comes from

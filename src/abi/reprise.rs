@@ -113,7 +113,7 @@ fn ours(ctx: *mut SSL_CTX) -> Option<&'static Context> {
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX.
 #[no_mangle]
-pub unsafe extern "C" fn reprise_ctx_set_semantics(ctx: *mut SSL_CTX, semantics: c_int) -> c_int {
+pub unsafe extern "C-unwind" fn reprise_ctx_set_semantics(ctx: *mut SSL_CTX, semantics: c_int) -> c_int {
     border(0, || {
         let context = ours(ctx)?;
         context.set_semantics(known(Semantics::from_number(semantics), Error::UnknownSemantics)?);
@@ -126,7 +126,7 @@ pub unsafe extern "C" fn reprise_ctx_set_semantics(ctx: *mut SSL_CTX, semantics:
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX.
 #[no_mangle]
-pub unsafe extern "C" fn reprise_ctx_get_semantics(ctx: *mut SSL_CTX) -> c_int {
+pub unsafe extern "C-unwind" fn reprise_ctx_get_semantics(ctx: *mut SSL_CTX) -> c_int {
     border(-1, || Some(ours(ctx)?.semantics() as c_int))
 }
 
@@ -138,7 +138,7 @@ pub unsafe extern "C" fn reprise_ctx_get_semantics(ctx: *mut SSL_CTX) -> c_int {
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX, `url` is NULL or a string.
 #[no_mangle]
-pub unsafe extern "C" fn reprise_ctx_set_cache(ctx: *mut SSL_CTX, url: *const c_char) -> c_int {
+pub unsafe extern "C-unwind" fn reprise_ctx_set_cache(ctx: *mut SSL_CTX, url: *const c_char) -> c_int {
     border(0, || {
         let context = ours(ctx)?;
         if url.is_null() {
@@ -164,7 +164,7 @@ pub unsafe extern "C" fn reprise_ctx_set_cache(ctx: *mut SSL_CTX, url: *const c_
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX.
 #[no_mangle]
-pub unsafe extern "C" fn reprise_ctx_set_tickets(ctx: *mut SSL_CTX, tickets: c_int) -> c_int {
+pub unsafe extern "C-unwind" fn reprise_ctx_set_tickets(ctx: *mut SSL_CTX, tickets: c_int) -> c_int {
     border(0, || {
         let context = ours(ctx)?;
         context.set_tickets(known(Tickets::from_number(tickets), Error::UnknownTickets)?);
@@ -179,7 +179,7 @@ pub unsafe extern "C" fn reprise_ctx_set_tickets(ctx: *mut SSL_CTX, tickets: c_i
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX.
 #[no_mangle]
-pub unsafe extern "C" fn reprise_ctx_set_internal(ctx: *mut SSL_CTX, internal: c_int) -> c_int {
+pub unsafe extern "C-unwind" fn reprise_ctx_set_internal(ctx: *mut SSL_CTX, internal: c_int) -> c_int {
     border(0, || {
         let context = ours(ctx)?;
         context.set_internal(known(Internal::from_number(internal), Error::UnknownInternal)?);
@@ -194,7 +194,7 @@ pub unsafe extern "C" fn reprise_ctx_set_internal(ctx: *mut SSL_CTX, internal: c
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX.
 #[no_mangle]
-pub unsafe extern "C" fn reprise_ctx_set_unclean(ctx: *mut SSL_CTX, unclean: c_int) -> c_int {
+pub unsafe extern "C-unwind" fn reprise_ctx_set_unclean(ctx: *mut SSL_CTX, unclean: c_int) -> c_int {
     border(0, || {
         let context = ours(ctx)?;
         context.set_unclean(known(Unclean::from_number(unclean), Error::UnknownUnclean)?);
@@ -215,7 +215,7 @@ fn known<T>(choice: Option<T>, error: Error) -> Option<T> {
 /// # Safety
 /// `ctx` is NULL or a live SSL_CTX, `stats` is NULL or `size` writable bytes.
 #[no_mangle]
-pub unsafe extern "C" fn reprise_ctx_stats(ctx: *mut SSL_CTX, stats: *mut reprise_stats, size: size_t) -> c_int {
+pub unsafe extern "C-unwind" fn reprise_ctx_stats(ctx: *mut SSL_CTX, stats: *mut reprise_stats, size: size_t) -> c_int {
     border(0, || {
         let context = ours(ctx)?;
         if stats.is_null() {

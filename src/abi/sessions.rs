@@ -21,7 +21,7 @@ unsafe fn changed<T>(session: *mut SSL_SESSION, result: T) -> Option<T> {
 /// # Safety
 /// `s` is NULL or a live session.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_SESSION_set_time(s: *mut SSL_SESSION, t: c_long) -> c_long {
+pub unsafe extern "C-unwind" fn SSL_SESSION_set_time(s: *mut SSL_SESSION, t: c_long) -> c_long {
     // SAFETY: by the caller's promise; libssl allows NULL.
     border(0, || unsafe {
         match elsewhere_session(s) {
@@ -36,7 +36,7 @@ pub unsafe extern "C" fn SSL_SESSION_set_time(s: *mut SSL_SESSION, t: c_long) ->
 /// # Safety
 /// `s` is NULL or a live session.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_SESSION_set_time_ex(s: *mut SSL_SESSION, t: time_t) -> time_t {
+pub unsafe extern "C-unwind" fn SSL_SESSION_set_time_ex(s: *mut SSL_SESSION, t: time_t) -> time_t {
     border(0, || {
         // SAFETY: by the caller's promise; libssl allows NULL.
         unsafe {
@@ -59,7 +59,7 @@ pub unsafe extern "C" fn SSL_SESSION_set_time_ex(s: *mut SSL_SESSION, t: time_t)
 /// # Safety
 /// `s` is NULL or a live session.
 #[no_mangle]
-pub unsafe extern "C" fn SSL_SESSION_set_timeout(s: *mut SSL_SESSION, t: c_long) -> c_long {
+pub unsafe extern "C-unwind" fn SSL_SESSION_set_timeout(s: *mut SSL_SESSION, t: c_long) -> c_long {
     // SAFETY: by the caller's promise; libssl allows NULL.
     border(0, || unsafe {
         match elsewhere_session(s) {

@@ -34,7 +34,7 @@ impl Caches {
     }
 
     /// The cache in use.
-    pub fn current(&self) -> &dyn Cache<Session> {
+    pub fn current(&self) -> &(dyn Cache<Session> + 'static) {
         match self.chosen.load(Acquire) {
             0 => &*self.memory,
             chosen => self.others().nth(chosen - 1).map_or(&*self.memory, |other| &*other.cache),

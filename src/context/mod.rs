@@ -12,13 +12,14 @@ use crate::cache::{self, Cache, Collision, Departure, Eviction, Inserted, Key, P
 use crate::config::{self, Internal, Semantics, Tickets, Unclean};
 use crate::libssl::{self, now, types::*};
 use crate::libssl::{Connection, Ctx, CtxCell, Hooks, Service, Session, SessionTable, Slot};
-use crate::{log, totals};
+use crate::{cancel, log, totals};
 use caches::Caches;
 use counters::{Count, Counters};
 use smallvec::SmallVec;
 use spent::Spent;
 use std::cell::Cell;
 use std::ffi::{c_long, c_void};
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -87,6 +88,20 @@ fn is_just_issued(id: &[u8]) -> bool {
     issued
 }
 
+/// A cache in use. One that is shared waits in system calls, and nobody may be told of anything then: what leaves it is
+/// collected first.
+struct InUse<'a> {
+    cache: &'a (dyn Cache<Session> + 'static),
+    _off: Option<cancel::Off>,
+}
+
+impl Deref for InUse<'_> {
+    type Target = dyn Cache<Session> + 'static;
+    fn deref(&self) -> &Self::Target {
+        self.cache
+    }
+}
+
 impl Context {
     fn new() -> Context {
         Context {
@@ -119,6 +134,7 @@ impl Context {
     /// Takes over a new SSL_CTX: from now on the hooks and the exports find its context. Where there is no memory for
     /// that, the SSL_CTX stays as libssl made it. Where its cache issues the ids, `generate` is what asks it for one.
     pub fn take_over(ctx: Ctx, hooks: Hooks, generate: Generator) {
+        let _off = cancel::off();
         let config = config::get();
         for complaint in config.complaints.iter().chain(totals::complaint()) {
             log::once(format_args!("{complaint}"));
@@ -270,8 +286,11 @@ impl Context {
     pub fn set_cache(&self, place: &Place, generate: Generator) -> Result<(), String> {
         let mut moving = Vec::new();
         let before = self.caches.current();
-        self.caches.choose(place)?;
-        self.counters.set_cache(&self.caches.label());
+        {
+            let _off = cancel::off();
+            self.caches.choose(place)?;
+            self.counters.set_cache(&self.caches.label());
+        }
         self.choose_ids(generate);
         self.set_limit();
         if !before.is_shared() && !std::ptr::addr_eq(before, self.caches.current()) {
@@ -316,15 +335,14 @@ impl Context {
         Some(id)
     }
 
-    /// The internal cache. A shared one is told whose sessions are meant.
-    fn cache(&self) -> &dyn Cache<Session> {
+    /// The internal cache, for one call and what is done with its result. A shared one is told whose sessions are meant.
+    fn cache(&self) -> InUse<'_> {
         let cache = self.caches.current();
-        if cache.is_shared() {
-            if let Some(ctx) = self.ctx() {
-                cache.set_service(self.service.identity(ctx));
-            }
+        let off = cache.is_shared().then(cancel::off);
+        if let Some(ctx) = self.ctx().filter(|_| off.is_some()) {
+            cache.set_service(self.service.identity(ctx));
         }
-        cache
+        InUse { cache, _off: off }
     }
 
     /// SSL_CTX_set_session_id_context(3): sessions do not cross from one such context to another.
@@ -476,11 +494,11 @@ impl Context {
             return;
         }
         // The mark cannot be undone: where the object itself is cached, an equal one takes its place.
-        let cache = self.cache();
-        if cache.get(&session.key()).is_some_and(|cached| cached.same(session)) {
+        let is_cached = self.cache().get(&session.key()).is_some_and(|cached| cached.same(session));
+        if is_cached {
             match session.unmarked_copy() {
                 Some(copy) => {
-                    cache.insert(copy, Collision::Replace, &mut |_, _| {});
+                    self.cache().insert(copy, Collision::Replace, &mut |_, _| {});
                 }
                 None => {
                     self.removed(session);
@@ -513,12 +531,17 @@ impl Context {
 
     /// Removes every session that has expired at `time`, all for 0 (FLUSH1).
     pub fn flush(&self, time: Seconds) {
-        let mut left = |session| self.departed(session, Count::Flushed);
+        let mut flushed = Vec::new();
+        let mut left = |session| flushed.push(session);
         if time == 0 {
             self.cache().clear(&mut left);
         } else {
-            // No more than there are: a callback may add what has expired again.
-            self.cache().expire(time, self.number(), &mut left);
+            // No more than there are, while others add what has expired.
+            let most = self.number();
+            self.cache().expire(time, most, &mut left);
+        }
+        for session in flushed {
+            self.departed(session, Count::Flushed);
         }
     }
 
@@ -599,10 +622,8 @@ impl Context {
             return Inserted::Refused;
         }
         is_just_issued(session.id()); // from now on it is not: where libssl is built -Bsymbolic, it never asked
-        let inserted = self.cache().insert(session, collision, &mut |session, why| match why {
-            Departure::Evicted => self.departed(session, Count::Evicted),
-            Departure::Replaced => self.replaced(session),
-        });
+        let mut left = SmallVec::<[(Session, Departure); 1]>::new();
+        let inserted = self.cache().insert(session, collision, &mut |session, why| left.push((session, why)));
         match inserted {
             Inserted::Added | Inserted::Replaced => {
                 self.count(Count::Stored);
@@ -610,6 +631,12 @@ impl Context {
             }
             Inserted::Refused => self.count(Count::StoreErrors),
             Inserted::Same | Inserted::Kept => {}
+        }
+        for (session, why) in left {
+            match why {
+                Departure::Evicted => self.departed(session, Count::Evicted),
+                Departure::Replaced => self.replaced(session),
+            }
         }
         inserted
     }

@@ -81,9 +81,25 @@ pub fn enter(ctx: *mut SSL_CTX, prepare: impl FnOnce(&'static Context) -> bool) 
         }
         place = &node.next;
     };
+    let mut entering = Entering { node, address: 0 };
     let ready = prepare(&node.context);
-    node.address.store(if ready { ctx as usize } else { 0 }, Release);
+    if ready {
+        entering.address = ctx as usize;
+    }
+    drop(entering);
     ready.then_some(&node.context)
+}
+
+/// A reserved node, which gets its address or becomes free again.
+struct Entering {
+    node: &'static Node,
+    address: usize,
+}
+
+impl Drop for Entering {
+    fn drop(&mut self) {
+        self.node.address.store(self.address, Release);
+    }
 }
 
 /// Forgets `ctx`. Its context must not be used for it any more.

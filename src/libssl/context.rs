@@ -76,6 +76,15 @@ pub fn is_inside(ctx: *mut SSL_CTX) -> bool {
     ANY_INSIDE.load(Relaxed) > 0 && INSIDE.get() == ctx
 }
 
+/// Ends also when a function of the program's, called by libssl, does not return.
+struct Creating(bool);
+
+impl Drop for Creating {
+    fn drop(&mut self) {
+        CREATING.set(self.0);
+    }
+}
+
 /// Whether this thread is making an SSL_CTX: Debian's SSL_CTX_new calls SSL_CTX_new_ex through the PLT.
 pub fn is_creating() -> bool {
     CREATING.get()
@@ -93,18 +102,16 @@ pub enum Make {
 /// A new SSL_CTX, not taken over, and whether it can be: it is of the libssl that is served. NULL if libssl fails, or has
 /// no SSL_CTX_new_ex.
 pub fn create(make: Make) -> (bool, *mut SSL_CTX) {
-    let outer = CREATING.replace(true);
+    let _creating = Creating(CREATING.replace(true));
     let (Make::Plain(method) | Make::In(_, _, method)) = make;
     // SAFETY: the arguments are as the caller of our export passed them, or libssl's own.
-    let made = with_method(method, |table| unsafe {
+    with_method(method, |table| unsafe {
         match (make, table.SSL_CTX_new_ex) {
             (Make::Plain(method), _) => (table.SSL_CTX_new)(method),
             (Make::In(libctx, propq, method), Some(new_ex)) => new_ex(libctx, propq, method),
             (Make::In(..), None) => null_mut(),
         }
-    });
-    CREATING.set(outer);
-    made
+    })
 }
 
 /// The SSL_CTX of a context that may serve several, one after another.

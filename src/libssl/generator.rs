@@ -18,7 +18,7 @@ const WRAPPERS: usize = 8;
 static GENERATORS: [AtomicPtr<c_void>; WRAPPERS] = [const { AtomicPtr::new(null_mut()) }; WRAPPERS];
 
 /// Says whether the id is taken: SSL_has_matching_session_id(3) as we export it.
-pub type IsTaken = unsafe extern "C" fn(*const SSL, *const c_uchar, c_uint) -> c_int;
+pub type IsTaken = unsafe extern "C-unwind" fn(*const SSL, *const c_uchar, c_uint) -> c_int;
 static IS_TAKEN: OnceBox<IsTaken> = OnceBox::new();
 
 /// What to install for the program's `generator`.
@@ -30,7 +30,7 @@ pub fn wrap(generator: Generator, is_taken: IsTaken) -> Generator {
             Ok(_) => true,
             Err(theirs) => theirs == function,
         });
-    const FUNCTIONS: [unsafe extern "C" fn(*mut SSL, *mut c_uchar, *mut c_uint) -> c_int; WRAPPERS] = [
+    const FUNCTIONS: [unsafe extern "C-unwind" fn(*mut SSL, *mut c_uchar, *mut c_uint) -> c_int; WRAPPERS] = [
         generate::<0>,
         generate::<1>,
         generate::<2>,
@@ -43,7 +43,7 @@ pub fn wrap(generator: Generator, is_taken: IsTaken) -> Generator {
     place.map(|place| FUNCTIONS[place]).or(generator)
 }
 
-unsafe extern "C" fn generate<const N: usize>(ssl: *mut SSL, id: *mut c_uchar, length: *mut c_uint) -> c_int {
+unsafe extern "C-unwind" fn generate<const N: usize>(ssl: *mut SSL, id: *mut c_uchar, length: *mut c_uint) -> c_int {
     // SAFETY: the place holds a generator once a function of ours is installed for it, and libssl passes
     // arguments as GEN_SESSION_CB documents them. What the generator wrote is as long as it says, or libssl objects.
     unsafe {

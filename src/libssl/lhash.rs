@@ -47,7 +47,7 @@ impl Drop for SessionTable {
 
 /// The hash libssl itself uses, so that a program that brings an SSL_SESSION to look for finds it: the first four
 /// bytes of the id.
-unsafe extern "C" fn hash(session: *const c_void) -> c_ulong {
+unsafe extern "C-unwind" fn hash(session: *const c_void) -> c_ulong {
     // SAFETY: members and what is looked for are live sessions.
     match unsafe { Session::borrow(session.cast_mut().cast::<SSL_SESSION>()) } {
         Some(session) => session.id().iter().take(4).rev().fold(0, |hash, &byte| hash << 8 | c_ulong::from(byte)),
@@ -55,7 +55,7 @@ unsafe extern "C" fn hash(session: *const c_void) -> c_ulong {
     }
 }
 
-unsafe extern "C" fn compare(one: *const c_void, other: *const c_void) -> c_int {
+unsafe extern "C-unwind" fn compare(one: *const c_void, other: *const c_void) -> c_int {
     // SAFETY: as above.
     let keys = [one, other].map(|session| {
         unsafe { Session::borrow(session.cast_mut().cast::<SSL_SESSION>()) }.map(|session| session.key())
@@ -63,22 +63,22 @@ unsafe extern "C" fn compare(one: *const c_void, other: *const c_void) -> c_int 
     c_int::from(keys[0] != keys[1])
 }
 
-unsafe extern "C" fn call_hash(session: *const c_void, hash: Hash) -> c_ulong {
+unsafe extern "C-unwind" fn call_hash(session: *const c_void, hash: Hash) -> c_ulong {
     // SAFETY: the table passes its own hash function and a member.
     unsafe { hash(session) }
 }
 
-unsafe extern "C" fn call_compare(one: *const c_void, other: *const c_void, compare: Compare) -> c_int {
+unsafe extern "C-unwind" fn call_compare(one: *const c_void, other: *const c_void, compare: Compare) -> c_int {
     // SAFETY: as above.
     unsafe { compare(one, other) }
 }
 
-unsafe extern "C" fn call_each(session: *mut c_void, each: Each) {
+unsafe extern "C-unwind" fn call_each(session: *mut c_void, each: Each) {
     // SAFETY: the program's function for each member.
     unsafe { each(session) }
 }
 
-unsafe extern "C" fn call_each_with(session: *mut c_void, argument: *mut c_void, each: EachWith) {
+unsafe extern "C-unwind" fn call_each_with(session: *mut c_void, argument: *mut c_void, each: EachWith) {
     // SAFETY: as above, with the program's argument.
     unsafe { each(session, argument) }
 }

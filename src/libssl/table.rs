@@ -37,8 +37,8 @@ macro_rules! functions {
     (required { $($(#[$attribute:meta])* $name:ident($($argument:ident: $kind:ty),*) $(-> $result:ty = $failure:expr)?;)* }
      optional { $($optional:ident($($o_argument:ident: $o_kind:ty),*) $(-> $o_result:ty)?;)* }) => {
         pub struct Table {
-            $(pub $name: unsafe extern "C" fn($($argument: $kind),*) $(-> $result)?,)*
-            $(pub $optional: Option<unsafe extern "C" fn($($o_argument: $o_kind),*) $(-> $o_result)?>,)*
+            $(pub $name: unsafe extern "C-unwind" fn($($argument: $kind),*) $(-> $result)?,)*
+            $(pub $optional: Option<unsafe extern "C-unwind" fn($($o_argument: $o_kind),*) $(-> $o_result)?>,)*
             /// The first function that Reprise needs and did not find.
             pub missing: Option<&'static str>,
             /// The number that its libcrypto gave to our errors.
@@ -50,20 +50,20 @@ macro_rules! functions {
                 let mut missing = None;
                 Table {
                     $($name: {
-                        unsafe extern "C" fn absent($(_: $kind),*) $(-> $result)? { $($failure)? }
+                        unsafe extern "C-unwind" fn absent($(_: $kind),*) $(-> $result)? { $($failure)? }
                         let found = find(c_name(concat!(stringify!($name), "\0")));
                         if found.is_null() {
                             missing = missing.or(Some(stringify!($name)));
                             absent
                         } else {
                             // SAFETY: OpenSSL's function of this name has had this prototype since 1.1.1.
-                            unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn($($kind),*) $(-> $result)?>(found) }
+                            unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C-unwind" fn($($kind),*) $(-> $result)?>(found) }
                         }
                     },)*
                     $($optional: {
                         let found = find(c_name(concat!(stringify!($optional), "\0")));
                         // SAFETY: as above, and a null pointer is `None`.
-                        unsafe { std::mem::transmute::<*mut c_void, Option<unsafe extern "C" fn($($o_kind),*) $(-> $o_result)?>>(found) }
+                        unsafe { std::mem::transmute::<*mut c_void, Option<unsafe extern "C-unwind" fn($($o_kind),*) $(-> $o_result)?>>(found) }
                     },)*
                     missing,
                     errors: OnceNonZeroUsize::new(),
@@ -164,10 +164,10 @@ functions! {
         SSL_is_quic(ssl: *const SSL) -> c_int;
         OPENSSL_LH_set_thunks(
             table: *mut c_void,
-            hash: Option<unsafe extern "C" fn(*const c_void, Hash) -> c_ulong>,
-            compare: Option<unsafe extern "C" fn(*const c_void, *const c_void, Compare) -> c_int>,
-            each: Option<unsafe extern "C" fn(*mut c_void, Each)>,
-            each_with: Option<unsafe extern "C" fn(*mut c_void, *mut c_void, EachWith)>
+            hash: Option<unsafe extern "C-unwind" fn(*const c_void, Hash) -> c_ulong>,
+            compare: Option<unsafe extern "C-unwind" fn(*const c_void, *const c_void, Compare) -> c_int>,
+            each: Option<unsafe extern "C-unwind" fn(*mut c_void, Each)>,
+            each_with: Option<unsafe extern "C-unwind" fn(*mut c_void, *mut c_void, EachWith)>
         ) -> *mut c_void;
         ERR_new();
         ERR_set_debug(file: *const c_char, line: c_int, function: *const c_char);
@@ -352,12 +352,23 @@ fn of_caller() -> Option<&'static Library> {
     of(range.start).or_else(|| of(in_object(&path)?)).or_else(|| of(next_libssl()?))
 }
 
+extern "C" {
+    fn _Unwind_Backtrace(visit: extern "C" fn(*mut c_void, *mut c_void) -> c_int, argument: *mut c_void) -> c_int;
+    fn _Unwind_GetIP(frame: *mut c_void) -> usize;
+}
+
+/// Exceptions of C++ and pthread_cancel unwind our frames with the program's libgcc_s, and for that our frames call functions
+/// of the unwinder that is linked into this library. These rely on a table that its first use fills in: here that is.
+fn set_up_unwinder() {
+    extern "C" fn stop(_: *mut c_void, _: *mut c_void) -> c_int {
+        4 // _URC_NORMAL_STOP
+    }
+    // SAFETY: `stop` looks at nothing.
+    unsafe { _Unwind_Backtrace(stop, ptr::null_mut()) };
+}
+
 /// Where a call came from into this library.
 fn caller() -> Option<usize> {
-    extern "C" {
-        fn _Unwind_Backtrace(visit: extern "C" fn(*mut c_void, *mut c_void) -> c_int, argument: *mut c_void) -> c_int;
-        fn _Unwind_GetIP(frame: *mut c_void) -> usize;
-    }
     struct Search {
         own: Range<usize>,
         found: Option<usize>,
@@ -393,14 +404,19 @@ impl Library {
     }
 
     fn make<T>(&'static self, make: impl FnOnce(&'static Table) -> T) -> T {
-        let outer = MAKING.replace(Some(self));
-        let made = make(&self.table);
-        MAKING.set(outer);
-        made
+        struct Making(Option<&'static Library>);
+        impl Drop for Making {
+            fn drop(&mut self) {
+                MAKING.set(self.0);
+            }
+        }
+        let _making = Making(MAKING.replace(Some(self)));
+        make(&self.table)
     }
 
     /// The libssl that has `function` (its SSL_CTX_new).
     fn open(function: usize) -> Option<Library> {
+        set_up_unwinder();
         let (path, range) = object(function)?;
         let handle = open(&path, libc::RTLD_NOLOAD);
         // SAFETY: `handle` is an open library, which stays open, and the name a C string.

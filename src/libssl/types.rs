@@ -5,16 +5,17 @@ use libc::{c_int, c_uchar, c_uint, c_void};
 
 include!(concat!(env!("OUT_DIR"), "/openssl.rs"));
 
-pub type NewCallback = Option<unsafe extern "C" fn(*mut SSL, *mut SSL_SESSION) -> c_int>;
-pub type RemoveCallback = Option<unsafe extern "C" fn(*mut SSL_CTX, *mut SSL_SESSION)>;
-pub type GetCallback = Option<unsafe extern "C" fn(*mut SSL, *const c_uchar, c_int, *mut c_int) -> *mut SSL_SESSION>;
+pub type NewCallback = Option<unsafe extern "C-unwind" fn(*mut SSL, *mut SSL_SESSION) -> c_int>;
+pub type RemoveCallback = Option<unsafe extern "C-unwind" fn(*mut SSL_CTX, *mut SSL_SESSION)>;
+pub type GetCallback =
+    Option<unsafe extern "C-unwind" fn(*mut SSL, *const c_uchar, c_int, *mut c_int) -> *mut SSL_SESSION>;
 /// GEN_SESSION_CB
-pub type Generator = Option<unsafe extern "C" fn(*mut SSL, *mut c_uchar, *mut c_uint) -> c_int>;
+pub type Generator = Option<unsafe extern "C-unwind" fn(*mut SSL, *mut c_uchar, *mut c_uint) -> c_int>;
 /// OPENSSL_LH_HASHFUNC and its like
-pub type Hash = unsafe extern "C" fn(*const c_void) -> libc::c_ulong;
-pub type Compare = unsafe extern "C" fn(*const c_void, *const c_void) -> c_int;
-pub type Each = unsafe extern "C" fn(*mut c_void);
-pub type EachWith = unsafe extern "C" fn(*mut c_void, *mut c_void);
+pub type Hash = unsafe extern "C-unwind" fn(*const c_void) -> libc::c_ulong;
+pub type Compare = unsafe extern "C-unwind" fn(*const c_void, *const c_void) -> c_int;
+pub type Each = unsafe extern "C-unwind" fn(*mut c_void);
+pub type EachWith = unsafe extern "C-unwind" fn(*mut c_void, *mut c_void);
 
 /// Opaque, and unknown to the header of 1.1.1.
 pub type OSSL_LIB_CTX = c_void;
