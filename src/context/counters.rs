@@ -3,6 +3,7 @@
 
 use crate::board::{self, About, Label, Lane, Place, Sums, LANES};
 use crate::totals;
+use once_cell::race::OnceBox;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
@@ -65,7 +66,7 @@ counts! {
 pub struct Counters {
     place: Place,
     /// What could not be counted on the board.
-    own: [Lane; LANES],
+    own: OnceBox<[Lane; LANES]>,
     /// What the context had counted when this process was forked: its statistics go on from there, and the board
     /// counts nothing twice.
     base: Sums,
@@ -93,7 +94,7 @@ impl Counters {
 
     pub fn get(&self, count: Count) -> u64 {
         let board = self.place.row().into_iter().flat_map(|row| &row.lanes);
-        let lanes = self.own.iter().chain(board).map(|lane| &lane.counts);
+        let lanes = self.own.get().into_iter().flatten().chain(board).map(|lane| &lane.counts);
         lanes.chain([&self.base]).fold(0, |sum, counts| sum.wrapping_add(counts[count as usize].load(Relaxed)))
     }
 
@@ -106,14 +107,20 @@ impl Counters {
 
     #[cold]
     fn look_for_place(&self) -> &[Lane; LANES] {
-        let about = About {
+        match self.place.find(&self.about()) {
+            Some(row) => &row.lanes,
+            None => self.own.get_or_init(Box::default),
+        }
+    }
+
+    fn about(&self) -> About<'_> {
+        About {
             number: self.number.load(Relaxed),
             created: self.created.load(Relaxed),
             semantics: self.semantics.load(Relaxed),
             inherited: self.inherited.load(Relaxed),
             cache: &self.cache,
-        };
-        self.place.find(&about).map_or(&self.own, |row| &row.lanes)
+        }
     }
 
     /// For a new SSL_CTX.
@@ -124,7 +131,7 @@ impl Counters {
         self.number.store(board::number(), Relaxed);
         self.created.store(board::now(), Relaxed);
         self.semantics.store(semantics, Relaxed);
-        self.look_for_place();
+        self.place.find(&self.about());
     }
 
     /// The SSL_CTX is gone.
@@ -164,7 +171,8 @@ impl Counters {
     }
 
     fn clear_own(&self) {
-        let words = self.own.iter().flat_map(|lane| lane.counts.iter().chain([&lane.taken_outside]));
+        let words =
+            self.own.get().into_iter().flatten().flat_map(|lane| lane.counts.iter().chain([&lane.taken_outside]));
         words.for_each(|word| word.store(0, Relaxed));
     }
 }

@@ -133,6 +133,7 @@ impl Context {
 
     /// Takes over a new SSL_CTX: from now on the hooks and the exports find its context. Where there is no memory for
     /// that, the SSL_CTX stays as libssl made it. Where its cache issues the ids, `generate` is what asks it for one.
+    #[inline(never)] // what it needs of the stack is not needed by calls that only come by
     pub fn take_over(ctx: Ctx, hooks: Hooks, generate: Generator) {
         let _off = cancel::off();
         let config = config::get();

@@ -32,6 +32,19 @@ struct Node {
     next: OnceBox<Node>,
 }
 
+impl Node {
+    #[cold]
+    #[inline(never)]
+    fn new() -> Box<Node> {
+        Box::new(Node {
+            address: AtomicUsize::new(0),
+            before: AtomicUsize::new(0),
+            context: Context::new(),
+            next: OnceBox::new(),
+        })
+    }
+}
+
 fn nodes(bucket: &'static OnceBox<Node>) -> impl Iterator<Item = &'static Node> {
     std::iter::successors(bucket.get(), |node| node.next.get())
 }
@@ -68,14 +81,7 @@ pub fn enter(ctx: *mut SSL_CTX, prepare: impl FnOnce(&'static Context) -> bool) 
     }
     let mut place = bucket(ctx as usize);
     let node = loop {
-        let node = place.get_or_init(|| {
-            Box::new(Node {
-                address: AtomicUsize::new(0),
-                before: AtomicUsize::new(0),
-                context: Context::new(),
-                next: OnceBox::new(),
-            })
-        });
+        let node = place.get_or_init(Node::new);
         if node.address.compare_exchange(0, RESERVED, AcqRel, Relaxed).is_ok() {
             break node;
         }

@@ -81,11 +81,15 @@ impl<S: Session> Memory<S> {
     fn allocate(&self) -> &[Shard<S>; SHARDS] {
         let _alone = self.set_up();
         self.shards.get_or_init(|| {
-            let shards = std::array::from_fn(|_| Shard::new());
+            // On the heap from the first: all of them are larger than the whole stack of some threads.
+            let shards: Box<[Shard<S>]> = std::iter::repeat_with(Shard::new).take(SHARDS).collect();
             if self.oldest_first.load(Relaxed) {
                 shards.iter().for_each(|shard| shard.lock().set_eviction(Eviction::Oldest));
             }
-            Box::new(shards)
+            match shards.try_into() {
+                Ok(shards) => shards,
+                Err(_) => unreachable!("as many as were asked for"),
+            }
         })
     }
 

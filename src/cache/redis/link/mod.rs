@@ -376,19 +376,19 @@ impl Link {
         let late = || "no connection within the deadline".to_string();
         let mut state = self.state();
         self.start(&mut state);
-        if !fresh {
-            if let Some(connection) = state.idle.pop() {
-                return Ok((connection, true));
-            }
+        // Where one that waited was closed, so were the others.
+        let closed = if fresh { std::mem::take(&mut state.idle) } else { Vec::new() };
+        if let Some(connection) = state.idle.pop() {
+            return Ok((connection, true));
         }
-        if self.server.is_near() {
-            drop(state);
-            let time = remaining(until).ok_or_else(late)?;
-            return self.server.connect(time).map(|new| (new, false)).map_err(|error| words(&error));
-        }
-        // Others take longer than a lookup may, and are made by a thread of the link.
+        // A thread of the link makes one: that may take longer than a lookup, and more stack than the caller has.
         state.wanted += 1;
         self.to_mend.notify_one();
+        if !closed.is_empty() {
+            drop(state);
+            drop(closed);
+            state = self.state();
+        }
         loop {
             if let Some(connection) = state.idle.pop() {
                 state.wanted = state.wanted.saturating_sub(1);
