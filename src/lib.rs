@@ -4,6 +4,7 @@
 //! | room | what is done there |
 //! |---|---|
 //! | `abi` | the exported C functions, a file for each manual page |
+//! | [`gate`] | what fork() waits for |
 //! | `hooks` | the three functions that libssl calls |
 //! | `context` | one SSL_CTX: what the manual says happens here |
 //! | [`cache`] | the internal cache, generic over its sessions |
@@ -21,6 +22,7 @@ pub mod cache;
 mod cancel;
 pub mod config;
 mod context;
+pub mod gate;
 mod hooks;
 mod libssl;
 mod log;

@@ -172,9 +172,9 @@ fn a_session_is_taken_by_one_thread() {
     assert_eq!((cache.len(), alive.load(SeqCst)), (0, 0));
 }
 
-/// What a fork relies on: while it is held, no thread gets beyond the call it is in.
+/// What a fork relies on: while the gate is closed, no thread gets beyond the call it is in.
 #[test]
-fn nothing_changes_while_the_cache_is_held() {
+fn nothing_changes_while_the_gate_is_closed() {
     let cache: &'static Memory<Fake> = Box::leak(Box::new(Memory::new(50)));
     let (unused, alive) = new_cache(0);
     let (done, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
@@ -200,7 +200,7 @@ fn nothing_changes_while_the_cache_is_held() {
             while done.load(SeqCst) < before + THREADS {
                 thread::yield_now();
             }
-            let held = cache.hold();
+            let held = reprise::gate::close();
             let begun = done.load(SeqCst);
             (0..100).for_each(|_| thread::yield_now());
             assert!(done.load(SeqCst) <= begun + THREADS, "each ends the round it is in, at most");

@@ -57,7 +57,6 @@ unsafe extern "C" fn child() {
     super::border((), || {
         context::fork::child();
         context::fork::resume();
-        libssl::forget_markers();
         Some(())
     })
 }

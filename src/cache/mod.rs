@@ -162,8 +162,6 @@ pub trait Cache<S: Session>: Send + Sync {
     fn vitals(&self) -> Option<&redis::vitals::Vitals> {
         None
     }
-    /// Stops every change until the result is dropped: nothing is half-done in a process forked meanwhile.
-    fn hold(&'static self) -> Box<dyn Held>;
 }
 
 /// A cache in this process's memory, without a limit.
@@ -205,7 +203,9 @@ pub fn open<S: Portable>(place: &Place) -> Result<Box<dyn Cache<S>>, String> {
     }
 }
 
-/// Stops what goes on in caches beside the calls of their contexts until the result is dropped: see [`Cache::hold`].
+/// Stops what goes on in the links to Redis until the result is dropped: nothing is half done in a process forked meanwhile.
+/// (A cache in memory has the gate, and what a process forked in the middle of a change to a cache in shared memory has begun
+/// is left to its parent.)
 pub fn hold() -> Box<dyn Held> {
     redis::hold()
 }

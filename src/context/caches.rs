@@ -3,7 +3,7 @@
 //! A place that was chosen once stays open as long as the process: other threads may be using it, and contexts are used
 //! again for the next SSL_CTX, which mostly chooses the same.
 
-use crate::cache::{self, Cache, Held, Place};
+use crate::cache::{self, Cache, Place};
 use crate::libssl::Session;
 use once_cell::race::OnceBox;
 use std::sync::atomic::{
@@ -74,10 +74,5 @@ impl Caches {
                 _ => return Ok(number),
             }
         }
-    }
-
-    /// Nothing is half-done until the result is dropped.
-    pub fn hold(&'static self) -> Vec<Box<dyn Held>> {
-        self.others().map(|other| other.cache.hold()).chain([self.memory.hold()]).collect()
     }
 }

@@ -2,10 +2,13 @@
 //! itself or nearly so, and reading adds the lanes up.
 
 use crate::board::{self, About, Label, Lane, Place, Sums, LANES};
+use crate::gate;
 use crate::totals;
 use once_cell::race::OnceBox;
 use std::cell::Cell;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
+};
 
 macro_rules! counts {
     ($($(#[doc = $text:literal])* $name:ident,)*) => {
@@ -61,6 +64,27 @@ counts! {
     StoreErrors,
 }
 
+/// Raised in each forked child, which thus costs nothing for contexts that it does not use: a context counts for itself in
+/// the child when it first counts there.
+static GENERATION: AtomicU32 = AtomicU32::new(0);
+/// Of a context that is going over to a new generation.
+const CHANGING: u32 = u32::MAX;
+
+/// The contexts fall into groups, so that a fork need not look at each of them.
+pub const GROUPS: usize = 256;
+static CHANGED: [AtomicBool; GROUPS] = [const { AtomicBool::new(false) }; GROUPS];
+
+/// Whether something was counted in a group since this was last asked.
+pub fn take_changed(group: usize) -> bool {
+    CHANGED[group].load(Relaxed) && CHANGED[group].swap(false, Acquire)
+}
+
+/// In a forked child.
+pub fn forked() {
+    let next = GENERATION.load(Relaxed).wrapping_add(1);
+    GENERATION.store(if next == CHANGING { 0 } else { next }, Relaxed);
+}
+
 /// The counters of one context, on the status board where there is room and else here.
 #[derive(Default)]
 pub struct Counters {
@@ -70,11 +94,16 @@ pub struct Counters {
     /// What the context had counted when this process was forked: its statistics go on from there, and the board
     /// counts nothing twice.
     base: Sums,
-    /// The same at the fork that is being made.
+    /// The same at the last fork that was made.
     at_fork: Sums,
-    /// How many sessions the cache had when this process was forked, and at the fork that is being made.
+    /// How many sessions the cache had when this process was forked, and at the last fork that was made.
     inherited: AtomicU64,
     inherits: AtomicU64,
+    /// Which process of a line of forks this is for, see `GENERATION`.
+    generation: AtomicU32,
+    /// Whether anything was counted since the last fork; and the group of contexts that says so, too.
+    changed: AtomicBool,
+    group: AtomicU32,
     number: AtomicU32,
     created: AtomicU64,
     semantics: AtomicU32,
@@ -84,21 +113,62 @@ pub struct Counters {
 impl Counters {
     pub fn add(&self, count: Count) {
         self.lanes()[lane()].counts[count as usize].fetch_add(1, Relaxed);
+        self.note_change();
         totals::count(count);
     }
 
     /// A [`Count::Taken`] that was not in the cache.
     pub fn taken_outside(&self) {
         self.lanes()[lane()].taken_outside.fetch_add(1, Relaxed);
+        self.note_change();
+    }
+
+    /// After a change: what a fork saw before it took the note is in what it saw.
+    fn note_change(&self) {
+        if !self.changed.load(Relaxed) {
+            self.changed.store(true, Relaxed);
+            CHANGED[self.group.load(Relaxed) as usize % GROUPS].store(true, Release);
+        }
+    }
+
+    /// Before anything is read or counted: this process may have been forked since.
+    fn settle(&self) {
+        if self.generation.load(Acquire) != GENERATION.load(Relaxed) {
+            self.begin_anew();
+        }
+    }
+
+    /// In a forked child: the statistics go on from what they were at the fork, and the row on the board is the parent's.
+    #[cold]
+    fn begin_anew(&self) {
+        let _inside = gate::enter();
+        let new = GENERATION.load(Relaxed);
+        let old = self.generation.load(Acquire);
+        if old == new {
+            return;
+        }
+        if old == CHANGING || self.generation.compare_exchange(old, CHANGING, Acquire, Relaxed).is_err() {
+            while self.generation.load(Acquire) == CHANGING {
+                std::thread::yield_now();
+            }
+            return;
+        }
+        self.base.iter().zip(&self.at_fork).for_each(|(to, from)| to.store(from.load(Relaxed), Relaxed));
+        self.inherited.store(self.inherits.load(Relaxed), Relaxed);
+        self.clear_own();
+        self.place.forget();
+        self.generation.store(new, Release);
     }
 
     pub fn get(&self, count: Count) -> u64 {
+        self.settle();
         let board = self.place.row().into_iter().flat_map(|row| &row.lanes);
         let lanes = self.own.get().into_iter().flatten().chain(board).map(|lane| &lane.counts);
         lanes.chain([&self.base]).fold(0, |sum, counts| sum.wrapping_add(counts[count as usize].load(Relaxed)))
     }
 
     fn lanes(&self) -> &[Lane; LANES] {
+        self.settle();
         match self.place.row() {
             Some(row) => &row.lanes,
             None => self.look_for_place(),
@@ -124,7 +194,11 @@ impl Counters {
     }
 
     /// For a new SSL_CTX.
-    pub fn begin(&self, semantics: u32) {
+    pub fn begin(&self, semantics: u32, group: usize) {
+        self.group.store(group as u32, Relaxed);
+        self.generation.store(GENERATION.load(Relaxed), Release);
+        self.changed.store(false, Relaxed);
+        self.at_fork.iter().chain([&self.inherits]).for_each(|word| word.store(0, Relaxed));
         self.place.forget();
         self.clear_own();
         self.base.iter().chain([&self.inherited]).for_each(|word| word.store(0, Relaxed));
@@ -136,10 +210,12 @@ impl Counters {
 
     /// The SSL_CTX is gone.
     pub fn end(&self) {
+        self.settle();
         self.place.leave();
     }
 
     pub fn set_semantics(&self, semantics: u32) {
+        self.settle();
         self.semantics.store(semantics, Relaxed);
         if let Some(row) = self.place.row() {
             row.set_semantics(semantics);
@@ -148,26 +224,19 @@ impl Counters {
 
     /// Names the cache for who looks on: `memory`, `shm:NAME`. At most 128 bytes of it are shown.
     pub fn set_cache(&self, label: &str) {
+        self.settle();
         board::write_text(&self.cache, label.as_bytes());
         if let Some(row) = self.place.row() {
             row.set_cache(&self.cache);
         }
     }
 
-    /// `sessions` are cached now.
-    pub fn before_fork(&self, sessions: usize) {
-        Count::LIST.iter().zip(&self.at_fork).for_each(|(&count, to)| to.store(self.get(count), Relaxed));
-        self.inherits.store(sessions as u64, Relaxed);
-    }
-
-    /// In the child, which looks for a row of its own when it first counts: most children never do.
-    pub fn forked(&self) {
-        self.base.iter().zip(&self.at_fork).for_each(|(to, from)| to.store(from.load(Relaxed), Relaxed));
-        self.inherited.store(self.inherits.load(Relaxed), Relaxed);
-        if self.place.row().is_none() {
-            self.clear_own();
+    /// Notes what was counted, if anything was since the last fork, and how many `sessions` are cached now.
+    pub fn before_fork(&self, sessions: impl FnOnce() -> usize) {
+        if self.changed.swap(false, Acquire) {
+            Count::LIST.iter().zip(&self.at_fork).for_each(|(&count, to)| to.store(self.get(count), Relaxed));
+            self.inherits.store(sessions() as u64, Relaxed);
         }
-        self.place.forget();
     }
 
     fn clear_own(&self) {

@@ -12,7 +12,7 @@ use crate::cache::{self, Cache, Collision, Departure, Eviction, Inserted, Key, P
 use crate::config::{self, Internal, Semantics, Tickets, Unclean};
 use crate::libssl::{self, now, types::*};
 use crate::libssl::{Connection, Ctx, CtxCell, Hooks, Service, Session, SessionTable, Slot};
-use crate::{cancel, log, totals};
+use crate::{cancel, gate, log, totals};
 use caches::Caches;
 use counters::{Count, Counters};
 use smallvec::SmallVec;
@@ -21,7 +21,7 @@ use std::cell::Cell;
 use std::ffi::{c_long, c_void};
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 pub struct Context {
     ctx: CtxCell,
@@ -150,8 +150,11 @@ impl Context {
             context.new_callback.set(None);
             context.remove_callback.set(None);
             context.get_callback.set(None);
-            context.counters.begin(config.semantics as u32);
-            context.service.reset();
+            context.counters.begin(config.semantics as u32, registry::group(ctx.as_ptr() as usize));
+            {
+                let _inside = gate::enter();
+                context.service.reset();
+            }
             context.sized.store(false, Relaxed);
             context.set_tickets(config.tickets);
             context.set_unclean(config.unclean);
@@ -341,6 +344,7 @@ impl Context {
         let cache = self.caches.current();
         let off = cache.is_shared().then(cancel::off);
         if let Some(ctx) = self.ctx().filter(|_| off.is_some()) {
+            let _inside = gate::enter();
             cache.set_service(self.service.identity(ctx));
         }
         InUse { cache, _off: off }
@@ -348,6 +352,7 @@ impl Context {
 
     /// SSL_CTX_set_session_id_context(3): sessions do not cross from one such context to another.
     pub fn set_id_context(&self, id_context: &[u8]) {
+        let _inside = gate::enter();
         self.service.set_id_context(id_context);
     }
 
@@ -550,13 +555,13 @@ impl Context {
     pub fn table(&self) -> *mut c_void {
         let table = SessionTable::new(self.cache().snapshot());
         let pointer = table.as_ref().map_or(std::ptr::null_mut(), SessionTable::as_ptr);
-        let previous = std::mem::replace(&mut *self.lock_table(), table);
-        drop(previous);
+        drop(self.exchange_table(table));
         pointer
     }
 
-    fn lock_table(&self) -> MutexGuard<'_, Option<SessionTable>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    fn exchange_table(&self, table: Option<SessionTable>) -> Option<SessionTable> {
+        let _inside = gate::enter();
+        std::mem::replace(&mut *self.table.lock().unwrap_or_else(PoisonError::into_inner), table)
     }
 
     /// Whether an id is taken in the internal cache (ID1).
@@ -588,8 +593,7 @@ impl Context {
         if own {
             self.flush(0);
         }
-        let table = self.lock_table().take();
-        drop(table);
+        drop(self.exchange_table(None));
         self.spent.clear();
         self.counters.end();
         if let Some(ctx) = self.ctx() {
@@ -676,6 +680,7 @@ impl Context {
         if self.has_mode(SSL_SESS_CACHE_NO_AUTO_CLEAR) || !self.cache().has_expired(now()) {
             return;
         }
+        let inside = gate::enter();
         let Some(mut sweep) = self.sweep.try_lock() else { return };
         sweep.waited += 1;
         if sweep.waited <= GRACE {
@@ -688,6 +693,7 @@ impl Context {
             *sweep = Sweep::default();
         }
         drop(sweep);
+        drop(inside);
         for session in expired {
             self.departed(session, Count::Expired);
         }
@@ -831,35 +837,32 @@ impl Context {
     }
 }
 
-/// Around fork(): nothing may be half-done in the child.
+/// Around fork(): nothing may be half-done in the child. What it costs does not depend on how many contexts there are, but on
+/// how many have counted anything since the last fork.
 pub mod fork {
-    use super::{registry, Context};
-    use crate::board;
+    use super::{counters, registry};
     use crate::cache::{self, Held};
+    use crate::gate::{self, Closed};
+    use crate::{board, libssl};
     use std::cell::RefCell;
 
-    thread_local!(static HELD: RefCell<Vec<Box<dyn Held>>> = const { RefCell::new(Vec::new()) });
+    /// The links go on before the gate is opened.
+    type Stopped = (Box<dyn Held>, Closed);
+    thread_local!(static STOPPED: RefCell<Option<Stopped>> = const { RefCell::new(None) });
 
     /// Before: waits until nothing is being changed, and keeps it so.
     pub fn prepare() {
         if !registry::is_used() {
             return;
         }
-        // Not through `number`, which may need what is held to tell a shared cache whose sessions are meant. And a shared
-        // cache may need what is held to count.
-        let count = |shared: bool| {
-            for context in registry::all() {
-                let cache = context.caches.current();
-                if cache.is_shared() == shared {
-                    context.counters.before_fork(cache.len());
-                }
+        let closed = gate::close();
+        for group in (0..counters::GROUPS).filter(|&group| counters::take_changed(group)) {
+            for context in registry::of_group(group) {
+                context.counters.before_fork(|| context.caches.current().len());
             }
-        };
-        count(true);
-        let mut held: Vec<_> = registry::all().flat_map(hold).collect();
-        held.push(cache::hold());
-        HELD.with(|place| *place.borrow_mut() = held);
-        count(false);
+        }
+        let links = cache::hold();
+        STOPPED.with(|place| *place.borrow_mut() = Some((links, closed)));
         board::before_fork();
     }
 
@@ -869,7 +872,8 @@ pub mod fork {
             return;
         }
         board::forked();
-        registry::all().for_each(|context| context.counters.forked());
+        counters::forked();
+        libssl::forked();
     }
 
     /// After, in the parent and in the child.
@@ -877,24 +881,6 @@ pub mod fork {
         if !registry::is_used() {
             return;
         }
-        HELD.with(|place| place.borrow_mut().clear());
-    }
-
-    fn hold(context: &'static Context) -> Vec<Box<dyn Held>> {
-        // Never parked on: parking_lot's waiting threads are not safe in a forked child.
-        let sweep = loop {
-            match context.sweep.try_lock() {
-                Some(sweep) => break sweep,
-                None => std::thread::yield_now(),
-            }
-        };
-        let mut held = context.caches.hold();
-        held.extend([
-            Box::new(sweep) as Box<dyn Held>,
-            context.spent.hold(),
-            Box::new(context.lock_table()),
-            Box::new(context.service.details()),
-        ]);
-        held
+        STOPPED.with(|place| place.borrow_mut().take());
     }
 }

@@ -5,7 +5,7 @@
 //! context, never freed memory. (Library-wide ex_data would be the usual way, but OSSL_LIB_CTX_set0_default gives
 //! it another space of indices.)
 
-use super::Context;
+use super::{counters::GROUPS, Context};
 use crate::libssl::types::SSL_CTX;
 use once_cell::race::OnceBox;
 use std::sync::atomic::{
@@ -15,8 +15,7 @@ use std::sync::atomic::{
 
 static USED: AtomicBool = AtomicBool::new(false);
 
-const BUCKETS: usize = 256;
-static BUCKET: [OnceBox<Node>; BUCKETS] = [const { OnceBox::new() }; BUCKETS];
+static BUCKET: [OnceBox<Node>; GROUPS] = [const { OnceBox::new() }; GROUPS];
 
 /// Address of a node in which an SSL_CTX is being taken over.
 const RESERVED: usize = 1;
@@ -51,7 +50,17 @@ fn nodes(bucket: &'static OnceBox<Node>) -> impl Iterator<Item = &'static Node> 
 
 /// Neighbours on the heap go to different buckets.
 fn bucket(address: usize) -> &'static OnceBox<Node> {
-    &BUCKET[(address >> 4).wrapping_mul(0x9e37_79b9_7f4a_7c15_u64 as usize) >> (usize::BITS - 8)]
+    &BUCKET[group(address)]
+}
+
+/// Which of the buckets an SSL_CTX is in.
+pub fn group(address: usize) -> usize {
+    (address >> 4).wrapping_mul(0x9e37_79b9_7f4a_7c15_u64 as usize) >> (usize::BITS - 8)
+}
+
+/// All contexts in use in one of the [`GROUPS`].
+pub fn of_group(group: usize) -> impl Iterator<Item = &'static Context> {
+    nodes(&BUCKET[group]).filter(|node| node.address.load(Acquire) > RETIRED).map(|node| &node.context)
 }
 
 /// The context of an SSL_CTX; `None` for one that is not ours, NULL included.
@@ -70,7 +79,7 @@ pub fn is_used() -> bool {
 
 /// All contexts in use.
 pub fn all() -> impl Iterator<Item = &'static Context> {
-    BUCKET.iter().flat_map(nodes).filter(|node| node.address.load(Acquire) > RETIRED).map(|node| &node.context)
+    (0..GROUPS).flat_map(of_group)
 }
 
 /// A context for `ctx`, prepared by `prepare` before anybody finds it; `None` if that fails.

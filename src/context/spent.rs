@@ -1,7 +1,7 @@
 //! Tickets that were accepted for early data and must not be accepted again, though an external cache may still bring
 //! them (REPLAY1). Each is remembered until it expires.
 
-use crate::cache::{memory::Memory, Cache, Collision, Held, Inserted, Key, Seconds, Session};
+use crate::cache::{memory::Memory, Cache, Collision, Inserted, Key, Seconds, Session};
 
 /// About 100 bytes each. Where there is no room for one more, early data is refused rather than accepted twice.
 const MOST: usize = 1 << 20;
@@ -45,9 +45,5 @@ impl Spent {
 
     pub fn clear(&self) {
         self.0.clear(&mut drop);
-    }
-
-    pub fn hold(&'static self) -> Box<dyn Held> {
-        self.0.hold()
     }
 }

@@ -1,79 +1,134 @@
 //! Marking a session not resumable. The mark is a private field that only SSL_CTX_remove_session sets.
 //!
 //! It is set through SSL_CTXs of our own, which cache nothing and have no callbacks: through the session's own context
-//! it would deadlock inside libssl's flush, and one lock would serve all threads. A few of them spread that lock.
-//! They live as long as the process; a forked child makes its own, since another thread of its parent may have held
-//! a lock.
+//! it would deadlock inside libssl's flush, and one lock would serve all threads. They live as long as the process.
+//!
+//! **Fork.** A child cannot make an SSL_CTX: another thread of its parent may have been holding one of libcrypto's locks.
+//! It uses the markers that it inherits. One is made with the first SSL_CTX of the program; threads that find all in use make
+//! more, in a process that was never forked. A marker has one user at a time, who is inside the gate: in a
+//! child none is in use, and their own locks are free.
 
 use super::context::{create, Make};
-use super::{table, types::SSL_CTX, Session};
+use super::types::{OSSL_LIB_CTX, SSL_CTX};
+use super::{table, Session};
+use crate::gate;
 use std::cell::Cell;
-use std::ptr::null_mut;
+use std::ptr::{null, null_mut};
 use std::sync::atomic::{
-    AtomicPtr, AtomicUsize,
+    AtomicBool, AtomicPtr, AtomicUsize,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 
 const MARKERS: usize = 16;
-static MARKER: [AtomicPtr<SSL_CTX>; MARKERS] = [const { AtomicPtr::new(null_mut()) }; MARKERS];
+static MARKER: [Marker; MARKERS] =
+    [const { Marker { ctx: AtomicPtr::new(null_mut()), used: AtomicBool::new(false) } }; MARKERS];
+/// How many there are: the first ones.
+static MADE: AtomicUsize = AtomicUsize::new(0);
+/// Whether this process was forked from one that had contexts.
+static FORKED: AtomicBool = AtomicBool::new(false);
+/// Whether threads of a forked process have waited for each other: its next SSL_CTX brings a marker along.
+static CROWDED: AtomicBool = AtomicBool::new(false);
 
-pub fn mark(session: &Session) {
-    if let Some(marker) = marker() {
-        // SAFETY: a marker is a live SSL_CTX; it does not have the session, so it marks it and nothing else.
-        unsafe { (table().SSL_CTX_remove_session)(marker, session.as_ptr()) };
+#[repr(align(128))]
+struct Marker {
+    ctx: AtomicPtr<SSL_CTX>,
+    used: AtomicBool,
+}
+
+struct InUse(&'static Marker);
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        self.0.used.store(false, Release);
     }
 }
 
-fn marker() -> Option<*mut SSL_CTX> {
+impl Marker {
+    /// Whether it is there and nobody used it.
+    fn mark(&'static self, session: &Session) -> bool {
+        let ctx = self.ctx.load(Acquire);
+        if ctx.is_null() || self.used.load(Relaxed) || self.used.swap(true, Acquire) {
+            return false;
+        }
+        let _used = InUse(self);
+        // SAFETY: a marker is a live SSL_CTX; it does not have the session, so it marks it and nothing else.
+        unsafe { (table().SSL_CTX_remove_session)(ctx, session.as_ptr()) };
+        true
+    }
+}
+
+pub fn mark(session: &Session) {
     thread_local!(static MINE: Cell<usize> = const { Cell::new(usize::MAX) });
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let mut mine = MINE.get();
     if mine == usize::MAX {
-        mine = NEXT.fetch_add(1, Relaxed) % MARKERS;
+        mine = NEXT.fetch_add(1, Relaxed);
         MINE.set(mine);
     }
-    let mut found = MARKER[mine].load(Acquire);
-    if found.is_null() {
-        // SAFETY: TLS_method has no preconditions.
-        found = place(mine, Make::Plain(unsafe { (table().TLS_method)() }));
-    }
-    // Where the default library context can make no SSL_CTX, one made by `prepare` serves all threads.
-    Some(found)
-        .filter(|found| !found.is_null())
-        .or_else(|| MARKER.iter().map(|marker| marker.load(Acquire)).find(|marker| !marker.is_null()))
-}
-
-/// Makes sure that there is a marker in a process whose default library context may be of no use, while the one of
-/// the program is known to be.
-pub fn prepare(make: Make) {
-    if matches!(make, Make::In(libctx, ..) if !libctx.is_null()) && MARKER[0].load(Acquire).is_null() {
-        place(0, make);
-    }
-}
-
-fn place(place: usize, make: Make) -> *mut SSL_CTX {
-    // Where it fails, that is no error of the program's.
-    // SAFETY: marks in the error queue of this thread have no preconditions.
-    unsafe { (table().ERR_set_mark)() };
-    let (_, made) = create(make);
-    // SAFETY: as above.
-    unsafe { (table().ERR_pop_to_mark)() };
-    match MARKER[place].compare_exchange(null_mut(), made, AcqRel, Acquire) {
-        Ok(_) => made,
-        Err(theirs) => {
-            // SAFETY: another thread was faster; this one has no other user. NULL is allowed.
-            unsafe { (table().SSL_CTX_free)(made) };
-            theirs
+    loop {
+        let made = MADE.load(Acquire).min(MARKERS);
+        let (before, from) = MARKER[..made].split_at(mine.checked_rem(made).unwrap_or(0));
+        let inside = gate::enter();
+        if from.iter().chain(before).any(|marker| marker.mark(session)) {
+            return;
+        }
+        drop(inside);
+        if FORKED.load(Relaxed) && made > 0 {
+            CROWDED.store(true, Relaxed);
+            std::thread::yield_now();
+        } else if !make(null_mut()) {
+            if made == 0 {
+                return; // libssl makes none, not even for the program
+            }
+            std::thread::yield_now();
         }
     }
 }
 
-/// In a forked child: the markers inherited may have been locked by a thread that is not here.
-pub fn forget() {
-    /// Still known, so that a leak checker finds nothing lost.
-    #[used]
-    static INHERITED: [AtomicPtr<SSL_CTX>; MARKERS] = [const { AtomicPtr::new(null_mut()) }; MARKERS];
-    for (marker, inherited) in MARKER.iter().zip(&INHERITED) {
-        inherited.store(marker.swap(null_mut(), AcqRel), Release);
+/// An SSL_CTX of the program is being made in `libctx`: here one more can be made, too.
+pub fn prepare(make_like: Make) {
+    if MADE.load(Relaxed) == 0 || CROWDED.swap(false, Relaxed) {
+        let libctx = match make_like {
+            Make::In(libctx, ..) => libctx,
+            Make::Plain(_) => null_mut(),
+        };
+        make(libctx);
     }
+}
+
+/// Makes one, if there is room. It belongs to the default library context of the process, which nobody frees; to `libctx` only
+/// where the default one has no algorithms.
+fn make(libctx: *mut OSSL_LIB_CTX) -> bool {
+    let Some(free) = MARKER.iter().find(|marker| marker.ctx.load(Acquire).is_null()) else { return false };
+    // Where it fails, that is no error of the program's.
+    // SAFETY: marks in the error queue of this thread have no preconditions.
+    unsafe { (table().ERR_set_mark)() };
+    // SAFETY: no preconditions.
+    let (method, default) =
+        unsafe { ((table().TLS_method)(), table().OSSL_LIB_CTX_get0_global_default.map(|default| default())) };
+    let (_, mut made) = match default {
+        Some(default) => create(Make::In(default, null(), method)),
+        None => create(Make::Plain(method)),
+    };
+    if made.is_null() && !libctx.is_null() {
+        made = create(Make::In(libctx, null(), method)).1;
+    }
+    // SAFETY: as above.
+    unsafe { (table().ERR_pop_to_mark)() };
+    if made.is_null() {
+        return false;
+    }
+    match free.ctx.compare_exchange(null_mut(), made, AcqRel, Acquire) {
+        Ok(_) => {
+            MADE.fetch_add(1, Release);
+        }
+        // SAFETY: another thread was faster; this one has no other user.
+        Err(_) => unsafe { (table().SSL_CTX_free)(made) },
+    }
+    true
+}
+
+/// In a forked child.
+pub fn forked() {
+    FORKED.store(true, Relaxed);
 }

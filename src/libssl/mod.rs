@@ -17,7 +17,7 @@ pub use callbacks::Slot;
 pub use connection::Connection;
 pub use context::{Ctx, CtxCell, Hooks};
 pub use lhash::SessionTable;
-pub use marker::{forget as forget_markers, prepare as prepare_marker};
+pub use marker::{forked, prepare as prepare_marker};
 pub use service::Service;
 pub use session::{now, Session};
 pub use table::{elsewhere, elsewhere_session, look_ahead, table, table_of, version};

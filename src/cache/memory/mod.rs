@@ -5,9 +5,8 @@
 //! next session expires, so the one that expires soonest of all is found by reading one number per shard, and
 //! sessions that have not expired cost nothing when the expired ones are cleared.
 //!
-//! The locks are futexes (std), not parking_lot's: a lock whose waiters are kept in a table of the process is not
-//! safe in a forked child. Nothing holds two of them but [`Cache::hold`] and [`Cache::set_limit`],
-//! which take them in order.
+//! Who holds a lock is inside the gate ([`crate::gate`]), which fork() closes: in a child, all of them are free. Nothing
+//! holds two of them but [`Cache::set_limit`], which takes them in order.
 
 mod heap;
 mod index;
@@ -19,7 +18,7 @@ mod room;
 mod shard;
 mod sync;
 
-use super::{Cache, Collision, Departure, Eviction, Held, Inserted, Key, Seconds, Session};
+use super::{Cache, Collision, Departure, Eviction, Inserted, Key, Seconds, Session};
 use index::Words;
 use keyed::Keyed;
 use room::Shared;
@@ -27,7 +26,7 @@ use shard::{Shard, Stored};
 use smallvec::SmallVec;
 use std::sync::PoisonError;
 use sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering::Relaxed};
-use sync::{yield_now, Mutex, MutexGuard, OnceBox};
+use sync::{enter, yield_now, Inside, Mutex, MutexGuard, OnceBox};
 
 const SHARDS: usize = if cfg!(loom) { 2 } else { 64 };
 
@@ -73,8 +72,9 @@ impl<S: Session> Memory<S> {
         Some(&self.shards.get()?[(hash >> 32) as usize % SHARDS])
     }
 
-    fn set_up(&self) -> MutexGuard<'_, ()> {
-        self.setting_up.lock().unwrap_or_else(PoisonError::into_inner)
+    fn set_up(&self) -> (MutexGuard<'_, ()>, Inside) {
+        let inside = enter();
+        (self.setting_up.lock().unwrap_or_else(PoisonError::into_inner), inside)
     }
 
     #[cold]
@@ -308,10 +308,5 @@ impl<S: Session> Cache<S> for Memory<S> {
             shard.lock().clone_into(&mut sessions);
         }
         sessions
-    }
-
-    fn hold(&'static self) -> Box<dyn Held> {
-        let alone = self.set_up();
-        Box::new((alone, self.shards.get().map(|shards| shards.each_ref().map(Shard::freeze))))
     }
 }

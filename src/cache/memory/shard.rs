@@ -5,7 +5,7 @@ use super::heap::{Heap, Turn};
 use super::index::{self, Found, Index, Words};
 use super::room::Room;
 use super::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use super::sync::{Mutex, MutexGuard, OnceBox};
+use super::sync::{enter, Inside, Mutex, MutexGuard, OnceBox};
 use std::sync::PoisonError;
 
 /// No session: later than every turn.
@@ -77,6 +77,7 @@ pub struct Locked<'a, S> {
     contents: MutexGuard<'a, Contents<S>>,
     index: &'a Index,
     shard: &'a Shard<S>,
+    _inside: Inside,
 }
 
 impl<S> Drop for Locked<'_, S> {
@@ -110,11 +111,13 @@ impl<S> Shard<S> {
     }
 
     pub fn lock(&self) -> Locked<'_, S> {
+        let inside = enter();
         let index = self.index.get_or_init(|| Box::new(Index::new()));
-        Locked { contents: self.contents.lock().unwrap_or_else(PoisonError::into_inner), index, shard: self }
+        let contents = self.contents.lock().unwrap_or_else(PoisonError::into_inner);
+        Locked { contents, index, shard: self, _inside: inside }
     }
 
-    /// Nothing comes or goes until the result is dropped.
+    /// Nothing comes or goes until the result is dropped. For who is inside the gate.
     pub fn freeze(&self) -> impl Sized + '_ {
         self.contents.lock().unwrap_or_else(PoisonError::into_inner)
     }

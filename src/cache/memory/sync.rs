@@ -3,6 +3,7 @@
 
 #[cfg(not(loom))]
 pub use {
+    crate::gate::{enter, Inside},
     once_cell::race::OnceBox,
     std::{
         hint::spin_loop,
@@ -10,6 +11,15 @@ pub use {
         thread::yield_now,
     },
 };
+
+/// The model checker knows no fork.
+#[cfg(loom)]
+pub struct Inside;
+
+#[cfg(loom)]
+pub fn enter() -> Inside {
+    Inside
+}
 
 #[cfg(loom)]
 pub use {

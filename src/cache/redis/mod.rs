@@ -213,9 +213,4 @@ impl<S: Portable> Cache<S> for Redis<S> {
     fn vitals(&self) -> Option<&Vitals> {
         Some(self.link.vitals())
     }
-
-    /// Others use the link, too, see [`hold`].
-    fn hold(&'static self) -> Box<dyn Held> {
-        Box::new(())
-    }
 }

@@ -27,7 +27,7 @@ mod writer;
 mod crash;
 
 pub use super::Service;
-use super::{Cache, Collision, Departure, Held, Inserted, Key, Portable, Seconds};
+use super::{Cache, Collision, Departure, Inserted, Key, Portable, Seconds};
 pub use area::{leave, Area};
 use std::fmt;
 use std::io;
@@ -340,10 +340,5 @@ impl<S: Portable> Cache<S> for Shm<S> {
         if self.service() != service {
             self.service.iter().zip(service).for_each(|(to, from)| to.store(from, Relaxed));
         }
-    }
-
-    /// Nothing to hold: a process forked in the middle of a change leaves that to its parent.
-    fn hold(&'static self) -> Box<dyn Held> {
-        Box::new(())
     }
 }
