@@ -5,6 +5,7 @@
 //! killed process had counted stays. Its layout: `uint32_t version` (1), `uint32_t size` in bytes, then one `uint64_t`
 //! each for the contexts taken over, the sessions cached now, and the counts in the order of [`Count`].
 
+use crate::board;
 use crate::config;
 use crate::context::counters::Count;
 use once_cell::race::OnceBox;
@@ -56,6 +57,20 @@ pub fn complaint() -> Option<&'static String> {
     COMPLAINT.get()
 }
 
+/// Has all of its bytes taken now: on a full file system a hole in it would be a SIGBUS when it is first written to.
+fn allocate(file: &File) -> std::io::Result<()> {
+    const SIZE: usize = size_of::<Totals>();
+    // Beyond this limit the system would send SIGXFSZ.
+    if board::largest_file() < SIZE as u64 {
+        return Err(std::io::Error::from_raw_os_error(libc::EFBIG));
+    }
+    // SAFETY: a descriptor of our own.
+    match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, SIZE as libc::off_t) } {
+        0 => Ok(()),
+        error => Err(std::io::Error::from_raw_os_error(error)),
+    }
+}
+
 fn map(file: &File) -> std::io::Result<&'static Totals> {
     // A file that somebody named by mistake stays as it is.
     let found = file.metadata()?;
@@ -66,7 +81,7 @@ fn map(file: &File) -> std::io::Result<&'static Totals> {
     if !found.is_file() || !(found.len() == 0 || ours) {
         return Err(std::io::Error::other("it is there and no file of counters"));
     }
-    file.set_len(size_of::<Totals>() as u64)?;
+    allocate(file)?;
     // SAFETY: the mapping is as long as the file was made, is never unmapped, and is only accessed atomically. A
     // file that somebody shortens meanwhile ends the process; it is the operator's own.
     unsafe {

@@ -1,13 +1,14 @@
 //! When the library is loaded: what cannot wait. libssl is not looked for yet, it may come later; but one that was here
 //! before is noted.
 
-use crate::{board, cancel, config, context, libssl, totals};
+use crate::{board, cancel, config, context, libssl, log, totals};
 
 /// Reads the environment, which some programs clear, and opens what it names, which may be out of reach later.
 #[cfg_attr(miri, allow(dead_code))]
 extern "C" fn load() {
     super::border((), || {
         let _off = cancel::off();
+        log::load();
         // SAFETY: getauxval has no preconditions.
         config::load(unsafe { libc::getauxval(libc::AT_SECURE) } == 0);
         totals::open();

@@ -586,7 +586,8 @@ fn reserve(file: &File, size: usize) -> bool {
     unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, size as libc::off_t) == 0 }
 }
 
-fn largest_file() -> u64 {
+/// The size beyond which a file of this process cannot grow.
+pub(crate) fn largest_file() -> u64 {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the struct is our own.
     match unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &mut limit) } {

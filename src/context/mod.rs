@@ -136,6 +136,7 @@ impl Context {
     #[inline(never)] // what it needs of the stack is not needed by calls that only come by
     pub fn take_over(ctx: Ctx, hooks: Hooks, generate: Generator) {
         let _off = cancel::off();
+        log::take_panics();
         let config = config::get();
         for complaint in config.complaints.iter().chain(totals::complaint()) {
             log::once(format_args!("{complaint}"));
