@@ -4,7 +4,7 @@
 //! | variable | value |
 //! |---|---|
 //! | `REPRISE_CACHE` | `memory:` (default), `shm:NAME?size=64M&keep=on` or `redis://HOST/0?key=FILE`, see [`crate::cache::redis::url`] |
-//! | `REPRISE_SEMANTICS` | `documented` (default) or `stock` |
+//! | `REPRISE_SEMANTICS` | `documented` or `stock`; the default is [`Semantics::default_for`] |
 //! | `REPRISE_TICKETS` | `as-is` (default) or `stateful` |
 //! | `REPRISE_INTERNAL` | `as-is` (default) or `always` |
 //! | `REPRISE_UNCLEAN` | `drop` (default) or `keep` |
@@ -56,6 +56,18 @@ choices! {
         #[default]
         Documented = 0 "documented",
         Stock = 1 "stock",
+    }
+}
+
+impl Semantics {
+    /// Who links the library wants what the manual promises. A program that it is preloaded into was written against what
+    /// libssl does, and is to be kept as it is.
+    pub fn default_for(is_linked: bool) -> Semantics {
+        if is_linked {
+            Semantics::Documented
+        } else {
+            Semantics::Stock
+        }
     }
 }
 
@@ -165,7 +177,8 @@ fn size(text: &str) -> Result<u64, String> {
 
 #[derive(Debug, PartialEq, Default)]
 pub struct Config {
-    pub semantics: Semantics,
+    /// `None` for the default.
+    pub semantics: Option<Semantics>,
     pub tickets: Tickets,
     pub internal: Internal,
     pub unclean: Unclean,
@@ -195,7 +208,14 @@ impl Config {
                 })
             };
         }
-        config.semantics = choose!("REPRISE_SEMANTICS", Semantics);
+        config.semantics = text("REPRISE_SEMANTICS").and_then(|word| {
+            let known = Semantics::from_word(&word);
+            if known.is_none() {
+                let words = Semantics::words();
+                complaints.push(format!("REPRISE_SEMANTICS={word:?} is unknown (use {words}): the default is used"));
+            }
+            known
+        });
         config.tickets = choose!("REPRISE_TICKETS", Tickets);
         config.internal = choose!("REPRISE_INTERNAL", Internal);
         config.unclean = choose!("REPRISE_UNCLEAN", Unclean);
@@ -216,7 +236,7 @@ impl Config {
 /// What is not the default.
 static CONFIG: OnceBox<Config> = OnceBox::new();
 static DEFAULT: Config = Config {
-    semantics: Semantics::Documented,
+    semantics: None,
     tickets: Tickets::AsIs,
     internal: Internal::AsIs,
     unclean: Unclean::Drop,
@@ -285,7 +305,7 @@ mod tests {
         assert_eq!(
             config,
             Config {
-                semantics: Semantics::Stock,
+                semantics: Some(Semantics::Stock),
                 tickets: Tickets::Stateful,
                 internal: Internal::Always,
                 unclean: Unclean::Keep,
@@ -301,11 +321,11 @@ mod tests {
     #[test]
     fn each_unknown_value_is_named_and_the_default_used() {
         let config = config(&[("REPRISE_SEMANTICS", "Stock"), ("REPRISE_LOG", "no"), ("REPRISE_CACHE", "shm:a/b")]);
-        assert_eq!((config.semantics, config.cache), (Semantics::Documented, Place::Memory));
+        assert_eq!((config.semantics, config.cache), (None, Place::Memory));
         assert_eq!(
             config.complaints[..2],
             [
-                r#"REPRISE_SEMANTICS="Stock" is unknown (use documented or stock): documented is used"#,
+                r#"REPRISE_SEMANTICS="Stock" is unknown (use documented or stock): the default is used"#,
                 r#"REPRISE_LOG="no" is unknown (use error or off): error is used"#
             ]
         );

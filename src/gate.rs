@@ -72,7 +72,7 @@ impl Drop for Inside {
     }
 }
 
-/// Nobody but this thread is inside until it is dropped.
+/// Nobody but this thread is inside until it is dropped. What this thread enters meanwhile it leaves first.
 pub struct Closed {
     _forking: MutexGuard<'static, ()>,
 }
@@ -125,8 +125,10 @@ mod tests {
             for _ in 0..rounds {
                 let closed = close();
                 let found = numbers.each_ref().map(|number| number.load(SeqCst));
-                let _own = enter();
-                thread::yield_now();
+                {
+                    let _own = enter();
+                    thread::yield_now();
+                }
                 assert_eq!((found[0], numbers[0].load(SeqCst)), (found[1], found[1]));
                 drop(closed);
             }

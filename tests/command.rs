@@ -12,7 +12,9 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{free_port, libreprise, openssl, program, reconnect, repository, run, text, Sandbox, Server, Stats};
+use common::{
+    free_port, libreprise, openssl, program, reconnect, repository, run, text, Sandbox, Server, SharedCache, Stats,
+};
 use redis_world::{key_file, wait_until, Certificates, Cluster, Redis};
 use reprise::cache::redis::keys::Keys;
 use reprise::cache::{shm, Collision, Inserted, Key};
@@ -89,7 +91,7 @@ fn run_takes_over_and_status_shows_it() {
     let busy = seen["contexts"].as_array().unwrap().iter().find(|context| context["figures"]["hits"] != 0).unwrap();
     assert_eq!(busy["program"], "openssl");
     assert_eq!(busy["pid"], server.id());
-    assert_eq!(busy["semantics"], "stock", "what `run` asks for");
+    assert_eq!(busy["semantics"], "stock", "it is preloaded");
     assert_eq!(busy["cache"], "memory");
     assert_eq!(busy["figures"]["hits"], 20);
     assert_eq!(busy["figures"]["sessions"], 1);
@@ -119,14 +121,33 @@ fn run_sets_the_environment() {
     let other = Path::new("/lib/x86_64-linux-gnu/libm.so.6");
     let other = if other.exists() { other.to_str().unwrap().to_owned() } else { ours.to_owned() };
     let said = |command: &mut Command| answer(run(command)).1;
-    assert_eq!(said(reprise(&["run", "--"]).args(print)), format!("{ours} stock\n"));
+    assert_eq!(said(reprise(&["run", "--"]).args(print)), format!("{ours}\n"), "which semantics, the library knows");
     let both = format!("{other}:{ours}");
     let expected = if other == ours { ours.to_owned() } else { format!("{ours}:{other}") };
-    assert_eq!(said(reprise(&["run"]).args(print).env("LD_PRELOAD", both)), format!("{expected} stock\n"));
+    assert_eq!(said(reprise(&["run"]).args(print).env("LD_PRELOAD", both)), format!("{expected}\n"));
     let documented = said(reprise(&["run", "--tickets", "as-is"]).args(print).env("REPRISE_SEMANTICS", "documented"));
     assert_eq!(documented, format!("{ours} documented as-is\n"));
     let option = reprise(&["run", "--semantics=stock"]).args(print).env("REPRISE_SEMANTICS", "documented").output();
     assert_eq!(answer(option.unwrap()).1, format!("{ours} stock\n"));
+}
+
+/// A cache that processes share is used, unless somebody says otherwise.
+#[test]
+fn run_with_a_shared_cache_implies_its_use() {
+    let print = ["sh", "-c", "echo $REPRISE_TICKETS $REPRISE_INTERNAL $REPRISE_UNCLEAN"];
+    let cache = SharedCache::new();
+    let shared = format!("--cache={}", cache.url());
+    let said = |args: &[&str], variable: &str| {
+        let answer = answer(run(reprise(args).args(print).env("REPRISE_INTERNAL", variable)));
+        (answer.1.trim_end().to_owned(), answer.2)
+    };
+    assert_eq!(said(&["run", &shared], "").0, "stateful always keep");
+    assert_eq!(said(&["run", &shared], "as-is").0, "stateful as-is keep");
+    assert_eq!(said(&["run", &shared, "--tickets=as-is", "--unclean=drop"], "").0, "as-is always drop");
+    assert_eq!(said(&["run", "--cache=memory:"], ""), (String::new(), String::new()));
+    // In memory, what a ticket names is known to one process.
+    let (policies, warning) = said(&["run", "--tickets=stateful"], "");
+    assert!(policies == "stateful" && warning.contains("to no other"), "{warning}");
 }
 
 #[test]

@@ -151,7 +151,8 @@ impl Context {
             context.new_callback.set(None);
             context.remove_callback.set(None);
             context.get_callback.set(None);
-            context.counters.begin(config.semantics as u32, registry::group(ctx.as_ptr() as usize));
+            let semantics = config.semantics.unwrap_or_else(|| Semantics::default_for(libssl::is_linked()));
+            context.counters.begin(semantics as u32, registry::group(ctx.as_ptr() as usize));
             {
                 let _inside = gate::enter();
                 context.service.reset();
@@ -168,7 +169,7 @@ impl Context {
             context.has_generator.store(false, Relaxed);
             context.vouching.store(false, Relaxed);
             context.choose_ids(generate);
-            context.set_semantics(config.semantics);
+            context.set_semantics(semantics);
             context.set_mode(SSL_SESS_CACHE_SERVER);
             true
         });
@@ -246,6 +247,9 @@ impl Context {
     /// The policy of REPRISE_TICKETS for this context.
     pub fn set_tickets(&self, tickets: Tickets) {
         self.tickets.store(tickets as u32, Relaxed);
+        if tickets == Tickets::Stateful {
+            libssl::unclean::watch(); // see `keeps_unclean`
+        }
     }
 
     pub fn has_stateful_tickets(&self) -> bool {
@@ -259,12 +263,11 @@ impl Context {
         }
     }
 
-    /// Whether a server's session can be found by its id. Where a program caches nothing, its tickets are all it has.
+    /// Whether a server's session can be found by its id in the internal cache. Where a program caches nothing, its tickets are
+    /// all it has; and where its callbacks are the cache, nobody has told them of ids that tickets name (those of Node.js
+    /// answer from JavaScript).
     fn finds_sessions(&self) -> bool {
-        self.has_mode(SSL_SESS_CACHE_SERVER)
-            && (self.get_callback.get().is_some()
-                || !self.has_mode(SSL_SESS_CACHE_NO_INTERNAL_STORE)
-                    && !self.has_mode(SSL_SESS_CACHE_NO_INTERNAL_LOOKUP))
+        self.has_mode(SSL_SESS_CACHE_SERVER) && !self.has_mode(SSL_SESS_CACHE_NO_INTERNAL)
     }
 
     /// The connection turned out to be a client's.
@@ -282,8 +285,12 @@ impl Context {
         }
     }
 
+    /// A session whose ticket we made stateful stays, too: an unclean end would not have cost the ticket that it replaces.
     fn keeps_unclean(&self) -> bool {
         self.unclean.load(Relaxed) == Unclean::Keep as u32
+            || self.has_stateful_tickets()
+                && self.finds_sessions()
+                && self.ctx().is_some_and(|ctx| !ctx.has_no_tickets())
     }
 
     /// From now on the sessions are at `place`; those in this process's memory move there. The error is a sentence for a
@@ -377,7 +384,11 @@ impl Context {
         if let Some(ctx) = self.ctx() {
             ctx.set_mode(self.effective(mode));
         }
-        self.mode.swap(mode, Relaxed)
+        let previous = self.mode.swap(mode, Relaxed);
+        if self.effective(mode) != mode || self.effective(previous) != previous {
+            self.set_limit();
+        }
+        previous
     }
 
     /// What counts of the program's `mode`: all of it, or, under REPRISE_INTERNAL=always, what is not against the
@@ -398,6 +409,7 @@ impl Context {
     pub fn set_internal(&self, internal: Internal) {
         self.internal.store(internal as u32, Relaxed);
         self.set_mode(self.mode());
+        self.set_limit();
     }
 
     pub fn size(&self) -> u64 {
@@ -413,12 +425,15 @@ impl Context {
     }
 
     fn set_limit(&self) {
-        let size = usize::try_from(self.size()).unwrap_or(usize::MAX);
+        // What a program says of a cache that it switches off (nginx: 1) is not meant for one that it has all the same.
+        let is_meant = self.effective(self.mode()) == self.mode();
+        let size = if is_meant { self.size() } else { SSL_SESSION_CACHE_MAX_SIZE_DEFAULT.into() };
+        let size = usize::try_from(size).unwrap_or(usize::MAX);
         // SIZE1, where stock counts the new session before it makes room for it.
         let counts_new = !self.is_documented() && libssl::context::holds_one_less();
         let limit = if counts_new && size > 1 { size - 1 } else { size };
         // What a shared cache holds is set with its size in bytes, unless the program asks for less.
-        let unlimited = self.caches.current().is_shared() && !self.sized.load(Relaxed);
+        let unlimited = self.caches.current().is_shared() && !(self.sized.load(Relaxed) && is_meant);
         self.caches.current().set_limit(if unlimited { 0 } else { limit });
         // SIZE2, stock before 3.0.
         let oldest_first = !self.is_documented() && !libssl::is_3_or_later();

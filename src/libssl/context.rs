@@ -213,6 +213,11 @@ impl Ctx {
         unsafe { (table().SSL_CTX_get_options)(self.as_ptr()) }
     }
 
+    /// SSL_OP_NO_TICKET, by the program itself.
+    pub fn has_no_tickets(self) -> bool {
+        self.options() & u64::from(OP_NO_TICKET) != 0
+    }
+
     /// Lets libssl accept early data with `session` once: it does when removing the session from its own cache
     /// succeeds, so something with that session's key is put there. It asks next, on this thread.
     pub fn claim(self, session: &Session) {

@@ -8,6 +8,7 @@ use reprise::board::read::all;
 use reprise::cache::redis::{check, url::without_password, url::Spec};
 use reprise::cache::shm::{Area, Error};
 use reprise::cache::Place;
+use reprise::config::Semantics;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -237,13 +238,19 @@ fn native(path: &Path, shown: &str, elf: &Elf, mut findings: Findings) -> Findin
             return findings.verdict(false, why);
         }
         return match is_linked_ahead(&elf.needed) {
-            Some(true) => findings.verdict(true, "It is linked with Reprise ahead of libssl: Reprise takes it over as it is."),
+            Some(true) => findings.verdict(
+                true,
+                format!(
+                    "It is linked with Reprise ahead of libssl: Reprise takes it over as it is, with {}.",
+                    semantics(true)
+                ),
+            ),
             Some(false) => findings.verdict(
                 false,
                 "It is linked with Reprise, but after libssl, where it has no effect: link -lreprise before -lssl. Until \
                  then, `reprise run -- CMD` takes it over.",
             ),
-            None => judge(findings, privileged, "Reprise takes it over: `reprise run -- CMD`."),
+            None => judge(findings, privileged, "Reprise takes it over: `reprise run -- CMD`"),
         };
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -258,7 +265,7 @@ fn native(path: &Path, shown: &str, elf: &Elf, mut findings: Findings) -> Findin
         if let Err(why) = is_served(&libssl) {
             return findings.verdict(false, why);
         }
-        return judge(findings, privileged, "Reprise takes it over: `reprise run -- CMD`.");
+        return judge(findings, privileged, "Reprise takes it over: `reprise run -- CMD`");
     }
     if let Some(inside) = inside(elf) {
         return findings.verdict(false, inside);
@@ -285,10 +292,18 @@ fn native(path: &Path, shown: &str, elf: &Elf, mut findings: Findings) -> Findin
     }
 }
 
+/// Those that a program gets unless REPRISE_SEMANTICS is set.
+fn semantics(is_linked: bool) -> String {
+    match Semantics::default_for(is_linked) {
+        Semantics::Documented => "the semantics of the manual pages (`documented`)".into(),
+        Semantics::Stock => "the semantics of its libssl (`stock`)".into(),
+    }
+}
+
 fn judge(findings: Findings, privileged: Option<String>, works: &str) -> Findings {
     match privileged {
         Some(why) => findings.verdict(false, why),
-        None => findings.verdict(true, works),
+        None => findings.verdict(true, format!("{works}, with {}.", semantics(false))),
     }
 }
 

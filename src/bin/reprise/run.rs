@@ -1,11 +1,12 @@
 //! `reprise run`: checks the configuration, puts the library in front of libssl and becomes the program.
 
 use crate::{cache, elf, wrong_use, Done, Failure};
-use reprise::config::Config;
+use reprise::cache::Place;
+use reprise::config::{Config, Tickets};
 use std::collections::BTreeMap;
 use std::env;
 use std::ffi::{OsStr, OsString};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,8 +14,9 @@ use std::process::Command;
 /// Run a program with its TLS sessions kept by Reprise
 ///
 /// The program and all that it starts get the library in front of libssl (LD_PRELOAD). What is not given here is
-/// taken from the environment (REPRISE_CACHE, REPRISE_SEMANTICS, ...); the semantics are `stock` unless either says
-/// otherwise. `reprise doctor CMD` tells whether it works for a program, `reprise status` shows what happens.
+/// taken from the environment (REPRISE_CACHE, REPRISE_SEMANTICS, ...). With a cache that processes share, servers use it
+/// whatever they do by themselves (--tickets stateful --internal always --unclean keep) unless either says otherwise.
+/// `reprise doctor CMD` tells whether it works for a program, `reprise status` shows what happens.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -34,16 +36,17 @@ pub struct Args {
     /// Where the sessions are kept: memory:, shm:NAME?size=64M or redis://HOST/0?key=FILE
     #[arg(long, value_name = "URL")]
     cache: Option<String>,
-    /// What the manual pages promise, or what the loaded libssl does [default: stock]
+    /// What the manual pages promise, or what the loaded libssl does [default: stock; documented in a program that is linked
+    /// with Reprise]
     #[arg(long, value_parser = ["documented", "stock"])]
     semantics: Option<String>,
-    /// Let tickets refer to the cache, or leave them as the program has them
+    /// Let tickets refer to the cache, or leave them as the program has them [default: stateful with a shared cache]
     #[arg(long, value_parser = ["stateful", "as-is"])]
     tickets: Option<String>,
-    /// Whether servers use the internal cache even if they switch it off
+    /// Whether servers use the internal cache even if they switch it off [default: always with a shared cache]
     #[arg(long, value_parser = ["always", "as-is"])]
     internal: Option<String>,
-    /// Whether sessions of connections closed without close_notify stay usable
+    /// Whether sessions of connections closed without close_notify stay usable [default: keep with a shared cache]
     #[arg(long, value_parser = ["keep", "drop"])]
     unclean: Option<String>,
     /// What is said on stderr
@@ -57,16 +60,38 @@ pub struct Args {
     command: Vec<OsString>,
 }
 
+/// What a cache that processes share brings along, where nothing else is said.
+const IMPLIED: [(&str, &str); 3] =
+    [("REPRISE_TICKETS", "stateful"), ("REPRISE_INTERNAL", "always"), ("REPRISE_UNCLEAN", "keep")];
+
 pub fn run(args: &Args) -> Done {
-    let variables = variables(args);
-    let value = |name: &str| match variables.get(name) {
+    let mut variables = variables(args);
+    let value = |variables: &BTreeMap<&str, String>, name: &str| match variables.get(name) {
         Some(value) => Some(OsString::from(value)),
         None => env::var_os(name),
     };
+    let config = Config::from(|name| value(&variables, name));
     // The library itself would say it and go on with a default; here is a person who can mend it.
-    if let Some(complaint) = Config::from(value).complaints.into_iter().next() {
+    if let Some(complaint) = config.complaints.into_iter().next() {
         return Err(wrong_use(complaint));
     }
+    if config.cache == Place::Memory {
+        if config.tickets == Tickets::Stateful {
+            let _ = writeln!(
+                std::io::stderr(),
+                "reprise: with --tickets stateful, a session is known to the process that made it and to no other: name a \
+                 cache that all of them share, as --cache shm:NAME"
+            );
+        }
+    } else {
+        // Who names a cache wants it used. Most servers keep their sessions in tickets, and some switch the cache off.
+        for (name, implied) in IMPLIED {
+            if value(&variables, name).is_none_or(|value| value.is_empty()) {
+                variables.insert(name, implied.into());
+            }
+        }
+    }
+    let value = |name: &str| value(&variables, name);
     if let Some(url) = value("REPRISE_CACHE").filter(|url| !url.is_empty()) {
         cache::prepare(&url.to_string_lossy())?;
     }
@@ -89,13 +114,7 @@ fn variables(args: &Args) -> BTreeMap<&'static str, String> {
         ("REPRISE_UNCLEAN", &args.unclean),
         ("REPRISE_LOG", &args.log),
     ];
-    let mut variables: BTreeMap<_, _> =
-        options.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))).collect();
-    // These programs were written against what libssl does.
-    if env::var_os("REPRISE_SEMANTICS").is_none_or(|value| value.is_empty()) {
-        variables.entry("REPRISE_SEMANTICS").or_insert_with(|| "stock".into());
-    }
-    variables
+    options.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))).collect()
 }
 
 /// Ours first, then what was to be preloaded anyway.

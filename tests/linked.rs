@@ -1,0 +1,67 @@
+//! Which semantics a program has by default: preloaded, those of its libssl; linked with Reprise, by itself or through one of
+//! its libraries, those of the manual pages. REPRISE_SEMANTICS overrules.
+
+mod common;
+
+use common::{compiler, libreprise, succeed, Sandbox};
+use std::fs;
+use std::process::Command;
+
+const DOCUMENTED: &str = "0\n";
+const STOCK: &str = "1\n";
+
+const LIBRARY: &str = "
+    #include <openssl/ssl.h>
+    int reprise_ctx_get_semantics(SSL_CTX *);
+    int semantics(void) { return reprise_ctx_get_semantics(SSL_CTX_new(TLS_method())); }";
+const PROGRAM: &str = "
+    #define _GNU_SOURCE
+    #include <dlfcn.h>
+    #include <stdio.h>
+    #include <openssl/ssl.h>
+    int main(int argc, char **argv)
+    {
+        int (*semantics)(SSL_CTX *) = (int (*)(SSL_CTX *))dlsym(RTLD_DEFAULT, \"reprise_ctx_get_semantics\");
+        if (argc > 1) /* a library that brings Reprise along */
+            return printf(\"%d\\n\", ((int (*)(void))dlsym(dlopen(argv[1], RTLD_NOW), \"semantics\"))()) < 0;
+        return printf(\"%d\\n\", semantics(SSL_CTX_new(TLS_method()))) < 0;
+    }";
+
+#[test]
+fn the_default_is_stock_when_preloaded_and_documented_when_linked() {
+    let sandbox = Sandbox::new();
+    let (program, library) = (sandbox.file("program.c"), sandbox.file("library.c"));
+    fs::write(&program, PROGRAM).unwrap();
+    fs::write(&library, LIBRARY).unwrap();
+    // As it is installed: programs name it by its soname.
+    std::os::unix::fs::symlink(libreprise().canonicalize().unwrap(), sandbox.file("libreprise.so.0")).unwrap();
+    let folder = sandbox.path().display();
+    let reprise = [format!("{folder}/libreprise.so.0"), format!("-Wl,-rpath,{folder}")];
+    let build = |out: &str, source, shared: &[&str], linked: bool| {
+        let mut cc = compiler("CC", "cc", "gcc libc6-dev libssl-dev");
+        cc.args(["-Wl,--no-as-needed"]).args(shared).arg(source).arg("-o").arg(sandbox.file(out));
+        cc.args(if linked { &reprise[..] } else { &[] });
+        succeed(cc.args(["-lssl", "-lcrypto", "-ldl"]));
+        sandbox.file(out)
+    };
+    let plain = build("plain", &program, &[], false);
+    let linked = build("linked", &program, &[], true);
+    let library = build("library.so", &library, &["-shared", "-fPIC"], true);
+    let bare = |program| {
+        let mut command = Command::new(program);
+        command.env_remove("LD_PRELOAD").env_remove("REPRISE_SEMANTICS").env_remove("REPRISE_CACHE");
+        command
+    };
+    let preloaded = |program| {
+        let mut command = bare(program);
+        command.env("LD_PRELOAD", libreprise());
+        command
+    };
+    assert_eq!(succeed(&mut preloaded(&plain)), STOCK);
+    assert_eq!(succeed(&mut bare(&linked)), DOCUMENTED);
+    assert_eq!(succeed(&mut preloaded(&linked)), DOCUMENTED, "somebody wanted it");
+    assert_eq!(succeed(bare(&plain).arg(&library)), DOCUMENTED, "through a library");
+    assert_eq!(succeed(preloaded(&plain).env("REPRISE_SEMANTICS", "documented")), DOCUMENTED);
+    assert_eq!(succeed(bare(&linked).env("REPRISE_SEMANTICS", "stock")), STOCK);
+    assert_eq!(succeed(preloaded(&plain).env("REPRISE_SEMANTICS", "nonsense")), STOCK);
+}
