@@ -14,23 +14,31 @@ const LIBRARY: &str = "
     #include <openssl/ssl.h>
     int reprise_ctx_get_semantics(SSL_CTX *);
     int semantics(void) { return reprise_ctx_get_semantics(SSL_CTX_new(TLS_method())); }";
+/// Loads a library that brings libssl and Reprise along.
+const LOADER: &str = "
+    #include <dlfcn.h>
+    #include <stdio.h>
+    int main(int argc, char **argv)
+    {
+        void *library = argc > 1 ? dlopen(argv[1], RTLD_NOW) : NULL;
+        return printf(\"%d\\n\", ((int (*)(void))dlsym(library, \"semantics\"))()) < 0;
+    }";
 const PROGRAM: &str = "
     #define _GNU_SOURCE
     #include <dlfcn.h>
     #include <stdio.h>
     #include <openssl/ssl.h>
-    int main(int argc, char **argv)
+    int main(void)
     {
         int (*semantics)(SSL_CTX *) = (int (*)(SSL_CTX *))dlsym(RTLD_DEFAULT, \"reprise_ctx_get_semantics\");
-        if (argc > 1) /* a library that brings Reprise along */
-            return printf(\"%d\\n\", ((int (*)(void))dlsym(dlopen(argv[1], RTLD_NOW), \"semantics\"))()) < 0;
         return printf(\"%d\\n\", semantics(SSL_CTX_new(TLS_method()))) < 0;
     }";
 
 #[test]
 fn the_default_is_stock_when_preloaded_and_documented_when_linked() {
     let sandbox = Sandbox::new();
-    let (program, library) = (sandbox.file("program.c"), sandbox.file("library.c"));
+    let (program, library, loader) = (sandbox.file("program.c"), sandbox.file("library.c"), sandbox.file("loader.c"));
+    fs::write(&loader, LOADER).unwrap();
     fs::write(&program, PROGRAM).unwrap();
     fs::write(&library, LIBRARY).unwrap();
     // As it is installed: programs name it by its soname.
@@ -39,13 +47,16 @@ fn the_default_is_stock_when_preloaded_and_documented_when_linked() {
     let reprise = [format!("{folder}/libreprise.so.0"), format!("-Wl,-rpath,{folder}")];
     let build = |out: &str, source, shared: &[&str], linked: bool| {
         let mut cc = compiler("CC", "cc", "gcc libc6-dev libssl-dev");
-        cc.args(["-Wl,--no-as-needed"]).args(shared).arg(source).arg("-o").arg(sandbox.file(out));
-        cc.args(if linked { &reprise[..] } else { &[] });
-        succeed(cc.args(["-lssl", "-lcrypto", "-ldl"]));
+        cc.args(shared).arg(source).arg("-o").arg(sandbox.file(out));
+        if linked {
+            cc.arg("-Wl,--no-as-needed").args(&reprise);
+        }
+        succeed(cc.args(["-Wl,--as-needed", "-lssl", "-lcrypto", "-ldl"]));
         sandbox.file(out)
     };
     let plain = build("plain", &program, &[], false);
     let linked = build("linked", &program, &[], true);
+    let loader = build("loader", &loader, &[], false);
     let library = build("library.so", &library, &["-shared", "-fPIC"], true);
     let bare = |program| {
         let mut command = Command::new(program);
@@ -60,7 +71,7 @@ fn the_default_is_stock_when_preloaded_and_documented_when_linked() {
     assert_eq!(succeed(&mut preloaded(&plain)), STOCK);
     assert_eq!(succeed(&mut bare(&linked)), DOCUMENTED);
     assert_eq!(succeed(&mut preloaded(&linked)), DOCUMENTED, "somebody wanted it");
-    assert_eq!(succeed(bare(&plain).arg(&library)), DOCUMENTED, "through a library");
+    assert_eq!(succeed(bare(&loader).arg(&library)), DOCUMENTED, "through a library");
     assert_eq!(succeed(preloaded(&plain).env("REPRISE_SEMANTICS", "documented")), DOCUMENTED);
     assert_eq!(succeed(bare(&linked).env("REPRISE_SEMANTICS", "stock")), STOCK);
     assert_eq!(succeed(preloaded(&plain).env("REPRISE_SEMANTICS", "nonsense")), STOCK);
