@@ -57,7 +57,7 @@ unsafe extern "C-unwind" fn remove(ctx: *mut SSL_CTX, session: *mut SSL_SESSION)
         // SAFETY: libssl passes a live session.
         let session = unsafe { Session::borrow(session)? };
         if context.is_sentinel(&session) {
-            context.end();
+            context.sentinel_left();
         } else {
             context.condemned(&session);
         }

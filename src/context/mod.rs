@@ -183,12 +183,22 @@ impl Context {
     /// about to count as its callback's are counted already.
     #[inline]
     pub fn lost(&self, hooks: Hooks, hits: c_long) -> bool {
+        if self.sentinel.load(Relaxed) == 0 && !self.is_ending() {
+            self.put_sentinel();
+        }
         match self.ctx() {
             Some(ctx) if !ctx.has(hooks) && !self.is_ending() => {
                 self.hand_back(ctx, hooks, hits);
                 true
             }
             _ => false,
+        }
+    }
+
+    #[cold]
+    fn put_sentinel(&self) {
+        if let Some(sentinel) = self.ctx().and_then(Ctx::put_sentinel) {
+            self.sentinel.store(sentinel, Relaxed);
         }
     }
 
@@ -592,6 +602,17 @@ impl Context {
         session.as_ptr() as usize == self.sentinel.load(Relaxed)
     }
 
+    /// Libssl lets go of the sentinel: the context ends. Or a program that found libssl's flush by itself has called it: then
+    /// our sessions go, and libssl gets another sentinel when it can take one.
+    pub fn sentinel_left(&self) {
+        if self.ctx().is_some_and(|ctx| !ctx.is_ending()) {
+            self.sentinel.store(0, Relaxed);
+            self.flush(0);
+        } else {
+            self.end();
+        }
+    }
+
     /// The context ends: every session left goes, with remove_cb (CB5), while all that a callback may need is alive.
     pub fn end(&self) {
         if self.ending.swap(true, Relaxed) {
@@ -615,6 +636,12 @@ impl Context {
         if let Some(ctx) = self.ctx() {
             registry::leave(ctx.as_ptr());
         }
+    }
+
+    /// Its SSL_CTX is gone, and another one has its address.
+    pub fn forget(&self) {
+        self.remove_callback.set(None);
+        self.end();
     }
 
     pub fn is_ending(&self) -> bool {

@@ -85,6 +85,10 @@ pub fn all() -> impl Iterator<Item = &'static Context> {
 /// A context for `ctx`, prepared by `prepare` before anybody finds it; `None` if that fails.
 pub fn enter(ctx: *mut SSL_CTX, prepare: impl FnOnce(&'static Context) -> bool) -> Option<&'static Context> {
     USED.store(true, Relaxed);
+    // One that ended unheard: its sentinel had been flushed past us, and nothing was done with it since.
+    if let Some(context) = find(ctx) {
+        context.forget();
+    }
     for node in nodes(bucket(ctx as usize)) {
         let _ = node.before.compare_exchange(ctx as usize, 0, AcqRel, Relaxed);
     }

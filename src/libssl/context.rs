@@ -152,22 +152,28 @@ impl Ctx {
     /// libssl keeps, never expires, and is handed to the remove hook when the context ends, before anything that a
     /// callback of the program may need is gone. Returns the sentinel's address; `None` if there is no memory for it.
     pub fn take_over(self, hooks: Hooks) -> Option<usize> {
-        const CENTURY: i64 = 100 * 365 * 24 * 3600; // in nanoseconds it still fits 64 bits, as 4.0 counts them
         self.learn_size_rule();
-        let sentinel = sentinel()?;
-        sentinel.set_timeout(CENTURY);
+        self.control(SSL_CTRL_SET_SESS_CACHE_SIZE, 0);
+        let sentinel = self.put_sentinel()?;
         let _inside = Inside::enter(self);
-        // SAFETY: the context is alive, the hooks live as long as the process, and adding takes a reference of its own.
+        // SAFETY: the context is alive, and the hooks live as long as the process.
         unsafe {
-            (table().SSL_CTX_ctrl)(self.as_ptr(), SSL_CTRL_SET_SESS_CACHE_SIZE as c_int, 0, null_mut());
-            if (table().SSL_CTX_add_session)(self.as_ptr(), sentinel.as_ptr()) != 1 {
-                return None;
-            }
             (table().SSL_CTX_sess_set_new_cb)(self.as_ptr(), hooks.new);
             (table().SSL_CTX_sess_set_remove_cb)(self.as_ptr(), hooks.remove);
             (table().SSL_CTX_sess_set_get_cb)(self.as_ptr(), hooks.get);
         }
-        Some(sentinel.as_ptr() as usize)
+        Some(sentinel)
+    }
+
+    /// A sentinel for libssl's own cache. Its address; `None` if there is no memory for it.
+    pub fn put_sentinel(self) -> Option<usize> {
+        const CENTURY: i64 = 100 * 365 * 24 * 3600; // in nanoseconds it still fits 64 bits, as 4.0 counts them
+        let sentinel = sentinel()?;
+        sentinel.set_timeout(CENTURY);
+        let _inside = Inside::enter(self);
+        // SAFETY: both are alive, and adding takes a reference of its own.
+        let added = unsafe { (table().SSL_CTX_add_session)(self.as_ptr(), sentinel.as_ptr()) } == 1;
+        added.then_some(sentinel.as_ptr() as usize)
     }
 
     /// Finds out [`holds_one_less`], once for each process, by two sessions in the cache of a new context that is to hold

@@ -19,6 +19,7 @@ mod shard;
 mod sync;
 
 use super::{Cache, Collision, Departure, Eviction, Inserted, Key, Seconds, Session};
+use heap::Turn;
 use index::Words;
 use keyed::Keyed;
 use room::Shared;
@@ -139,6 +140,12 @@ impl<S: Session> Memory<S> {
     }
 }
 
+/// Hands out what left together in the order in which it would have expired, as libssl does.
+fn in_turn<S>(sessions: &mut SmallVec<impl smallvec::Array<Item = (Turn, S)>>, left: &mut dyn FnMut(S)) {
+    sessions.sort_by_key(|(turn, _)| *turn);
+    sessions.drain(..).for_each(|(_, session)| left(session));
+}
+
 impl<S: Session> Cache<S> for Memory<S> {
     fn insert(&self, session: S, collision: Collision, left: &mut dyn FnMut(S, Departure)) -> Inserted {
         let shards = self.shards.get().unwrap_or_else(|| self.allocate());
@@ -171,6 +178,13 @@ impl<S: Session> Cache<S> for Memory<S> {
                 None => yield_now(),
             }
         };
+        // After the limit was lowered, also one that replaces another makes the surplus leave.
+        while inserted == Inserted::Replaced && self.room.is_overdrawn() {
+            match self.evict() {
+                Some(evicted) => departed.push((evicted, Departure::Evicted)),
+                None => break,
+            }
+        }
         self.expires(expiry);
         drop(not_taken);
         if !departed.is_empty() {
@@ -241,31 +255,32 @@ impl<S: Session> Cache<S> for Memory<S> {
     }
 
     fn expire(&self, now: Seconds, most: usize, left: &mut dyn FnMut(S)) -> usize {
-        let mut count = 0;
+        let mut expired: SmallVec<[(Turn, S); 16]> = SmallVec::new();
         for shard in self.all() {
-            while count < most && shard.soonest().expiry < now {
-                // A few at a time: the lock is free in between, and nothing is allocated for them.
-                let mut expired: SmallVec<[S; 16]> = SmallVec::new();
+            while expired.len() < most && shard.soonest().expiry < now {
+                // A few at a time: the lock is free in between.
+                let before = expired.len();
                 let mut locked = shard.lock();
-                while expired.len() < 16.min(most - count) {
+                while expired.len() < most.min(before + 16) {
                     match locked.pop_expired(now) {
                         Some(session) => expired.push(session),
                         None => break,
                     }
                 }
-                expired.iter().for_each(|_| self.release(shard));
+                (before..expired.len()).for_each(|_| self.release(shard));
                 drop(locked);
-                if expired.is_empty() {
+                if expired.len() == before {
                     break;
                 }
-                count += expired.len();
-                expired.into_iter().for_each(&mut *left);
             }
         }
+        let count = expired.len();
+        in_turn(&mut expired, left);
         count
     }
 
     fn clear(&self, left: &mut dyn FnMut(S)) {
+        let mut all = Vec::new();
         for shard in self.all() {
             let mut locked = shard.lock();
             let (count, sessions) = locked.take_all();
@@ -273,8 +288,9 @@ impl<S: Session> Cache<S> for Memory<S> {
                 self.room.give(count);
             }
             drop(locked);
-            sessions.for_each(&mut *left);
+            all.extend(sessions);
         }
+        in_turn(&mut SmallVec::<[(Turn, S); 0]>::from_vec(all), left);
     }
 
     fn len(&self) -> usize {

@@ -53,6 +53,11 @@ impl Shared {
         self.0.store(number(limit) - number(cached), Relaxed);
     }
 
+    /// Whether there are more sessions than the limit allows.
+    pub fn is_overdrawn(&self) -> bool {
+        self.0.load(Relaxed) < 0
+    }
+
     /// So many sessions less.
     pub fn give(&self, count: usize) {
         self.0.fetch_add(number(count), Relaxed);

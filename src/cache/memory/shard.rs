@@ -290,19 +290,20 @@ impl<S: Session> Locked<'_, S> {
         self.remove(self.index.find_slot(slot)?)
     }
 
-    /// Takes out the session that expires first if it has expired at `now`.
-    pub fn pop_expired(&mut self, now: Seconds) -> Option<S> {
-        let (_, slot) = self.contents.heap.first().filter(|(turn, _)| turn.expiry < now)?;
-        self.remove(self.index.find_slot(slot)?)
+    /// Takes out the session that expires first if it has expired at `now`, and tells its turn.
+    pub fn pop_expired(&mut self, now: Seconds) -> Option<(Turn, S)> {
+        let (turn, slot) = self.contents.heap.first().filter(|(turn, _)| turn.expiry < now)?;
+        Some((turn, self.remove(self.index.find_slot(slot)?)?))
     }
 
-    /// Takes out everything. Says how many there are first.
-    pub fn take_all(&mut self) -> (usize, impl Iterator<Item = S>) {
+    /// Takes out everything, each with its turn. Says how many there are first.
+    pub fn take_all(&mut self) -> (usize, impl Iterator<Item = (Turn, S)>) {
         let contents = std::mem::take(&mut *self.contents);
         self.contents.arrivals = contents.arrivals.map(|_| Heap::default());
         self.index.clear();
-        let sessions = contents.slots.into_iter().filter_map(|slot| match slot {
-            Slot::Taken(taken) => Some(taken.session),
+        let heap = contents.heap;
+        let sessions = contents.slots.into_iter().filter_map(move |slot| match slot {
+            Slot::Taken(taken) => Some((heap.turn(taken.place), taken.session)),
             Slot::Free { .. } => None,
         });
         (contents.count, sessions)
