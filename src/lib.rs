@@ -12,6 +12,7 @@
 //! | [`board`] | the counters of every process, for `reprise status` |
 //! | [`config`] | the environment |
 //! | `cancel` | system calls that pthread_cancel leaves alone |
+//! | `unwind` | where panics end and nothing else does |
 //! | [`totals`] | the counts of a whole program, for who watches from outside |
 //! | `log` | one line on stderr, when it must be |
 #![deny(unsafe_op_in_unsafe_fn)]
@@ -27,3 +28,4 @@ mod hooks;
 mod libssl;
 mod log;
 pub mod totals;
+mod unwind;

@@ -9,7 +9,6 @@ mod load;
 mod manage;
 mod reprise;
 mod sessions;
-mod unwind;
 
 use crate::context::{registry, Context};
 use crate::libssl::context as libssl_context;
@@ -19,7 +18,7 @@ use crate::libssl::types::SSL_CTX;
 /// program's, and the end of a thread that is cancelled, pass through.
 #[inline]
 pub(crate) fn border<T>(failure: T, body: impl FnOnce() -> Option<T>) -> T {
-    unwind::catch(body).flatten().unwrap_or(failure)
+    crate::unwind::catch(body).flatten().unwrap_or(failure)
 }
 
 /// The context that answers for `ctx`; `None` where libssl does: it is not ours, or this call comes from
