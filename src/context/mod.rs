@@ -654,7 +654,8 @@ pub fn expiry_changed(session: &Session) {
     registry::all()
         // Not through `cache`: the SSL_CTX may be ending in another thread.
         .map(|context| context.caches.current())
-        .filter(|cache| !cache.is_empty())
+        // Whether one in memory has anything takes longer to find out than whether it has this session.
+        .filter(|cache| !cache.is_shared() || !cache.is_empty())
         .for_each(|cache| cache.expiry_changed(session));
 }
 

@@ -9,12 +9,14 @@ use super::{counters::GROUPS, Context};
 use crate::libssl::types::SSL_CTX;
 use once_cell::race::OnceBox;
 use std::sync::atomic::{
-    AtomicBool, AtomicUsize,
+    AtomicBool, AtomicU64, AtomicUsize,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 
 static USED: AtomicBool = AtomicBool::new(false);
 
+/// A bit for each bucket in which there ever was a context: most programs have a few.
+static FILLED: [AtomicU64; GROUPS / 64] = [const { AtomicU64::new(0) }; GROUPS / 64];
 static BUCKET: [OnceBox<Node>; GROUPS] = [const { OnceBox::new() }; GROUPS];
 
 /// Address of a node in which an SSL_CTX is being taken over.
@@ -79,12 +81,19 @@ pub fn is_used() -> bool {
 
 /// All contexts in use.
 pub fn all() -> impl Iterator<Item = &'static Context> {
-    (0..GROUPS).flat_map(of_group)
+    let filled = FILLED.iter().enumerate().flat_map(|(word, bits)| {
+        let rest = |bits: u64| Some(bits & bits.wrapping_sub(1)).filter(|&rest| rest != 0);
+        let bits = Some(bits.load(Acquire)).filter(|&bits| bits != 0);
+        std::iter::successors(bits, move |&bits| rest(bits)).map(move |bits| word * 64 + bits.trailing_zeros() as usize)
+    });
+    filled.flat_map(of_group)
 }
 
 /// A context for `ctx`, prepared by `prepare` before anybody finds it; `None` if that fails.
 pub fn enter(ctx: *mut SSL_CTX, prepare: impl FnOnce(&'static Context) -> bool) -> Option<&'static Context> {
     USED.store(true, Relaxed);
+    let group = group(ctx as usize);
+    FILLED[group / 64].fetch_or(1 << (group % 64), AcqRel);
     // One that ended unheard: its sentinel had been flushed past us, and nothing was done with it since.
     if let Some(context) = find(ctx) {
         context.forget();

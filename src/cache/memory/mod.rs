@@ -229,8 +229,12 @@ impl<S: Session> Cache<S> for Memory<S> {
     }
 
     fn expiry_changed(&self, session: &S) {
+        if self.shards.get().is_none() {
+            return;
+        }
         let (words, hash) = self.find_by(&session.key());
-        let Some(shard) = self.shard(hash) else { return };
+        // Every context is asked, and mostly does not have it: without the lock.
+        let Some(shard) = self.shard(hash).filter(|shard| shard.contains(&words, hash)) else { return };
         let mut locked = shard.lock();
         if let Some(slot) =
             locked.find(&words, hash).filter(|&slot| locked.session(slot).is_some_and(|cached| cached.same(session)))
