@@ -7,6 +7,7 @@ use redis::{
     Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo, ConnectionLike, IntoConnectionInfo,
     RedisConnectionInfo, RedisError, RedisResult, TlsCertificates, TlsMode, Value,
 };
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -64,6 +65,15 @@ impl Server {
             }
         }
         Ok(server)
+    }
+
+    /// Whether a connection costs a round trip or two and no more, so that a lookup may make one: no name is to be resolved.
+    pub fn is_near(&self) -> bool {
+        match &self.spec.servers {
+            Servers::One(host) => host.name.parse::<IpAddr>().is_ok(),
+            Servers::Unix(_) => true,
+            Servers::Cluster(_) | Servers::Sentinel { .. } => false,
+        }
     }
 
     /// A new connection, made within `time`.

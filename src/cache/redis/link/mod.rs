@@ -376,19 +376,19 @@ impl Link {
         let late = || "no connection within the deadline".to_string();
         let mut state = self.state();
         self.start(&mut state);
-        // Where one that waited was closed, so were the others.
-        let closed = if fresh { std::mem::take(&mut state.idle) } else { Vec::new() };
-        if let Some(connection) = state.idle.pop() {
-            return Ok((connection, true));
+        if !fresh {
+            if let Some(connection) = state.idle.pop() {
+                return Ok((connection, true));
+            }
         }
-        // A thread of the link makes one: that may take longer than a lookup, and more stack than the caller has.
+        if self.server.is_near() {
+            drop(state);
+            let time = remaining(until).ok_or_else(late)?;
+            return self.connect_beside(time).map(|new| (new, false));
+        }
+        // Others take longer than a lookup may, and are made by a thread of the link.
         state.wanted += 1;
         self.to_mend.notify_one();
-        if !closed.is_empty() {
-            drop(state);
-            drop(closed);
-            state = self.state();
-        }
         loop {
             if let Some(connection) = state.idle.pop() {
                 state.wanted = state.wanted.saturating_sub(1);
@@ -400,6 +400,19 @@ impl Link {
             };
             state = self.done.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// A new connection, made by a thread that is there for that alone: it takes more stack than the caller may have.
+    fn connect_beside(&self, time: Duration) -> Result<Connection, String> {
+        thread::scope(|scope| {
+            let connect = || self.server.connect(time).map_err(|error| words(&error));
+            let maker = thread::Builder::new().stack_size(512 << 10);
+            let maker = match without_signals(|| maker.spawn_scoped(scope, connect)) {
+                Ok(maker) => maker,
+                Err(error) => return Err(error.to_string()),
+            };
+            maker.join().unwrap_or_else(|_| Err("no connection could be made".into()))
+        })
     }
 
     fn answered(&self, connection: Connection) {
@@ -560,7 +573,8 @@ impl Link {
                 let process = state.process;
                 *runs = without_signals(|| {
                     thread::Builder::new().name(name.into()).stack_size(512 << 10).spawn(move || work(self, process))
-                });
+                })
+                .is_ok();
             }
         }
     }
@@ -715,10 +729,10 @@ pub fn now() -> Seconds {
 }
 
 /// Starts a thread to which no signal of the program goes. Whether it runs.
-fn without_signals<T>(start: impl FnOnce() -> std::io::Result<T>) -> bool {
+fn without_signals<T>(start: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
     use nix::sys::signal::{SigSet, SigmaskHow};
-    let Ok(before) = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK) else { return false };
-    let started = start().is_ok();
+    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+    let started = start();
     let _ = before.thread_set_mask();
     started
 }
