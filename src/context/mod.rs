@@ -40,6 +40,8 @@ pub struct Context {
     has_generator: AtomicBool,
     /// The cache issues the ids of new sessions, and may refuse others.
     vouching: AtomicBool,
+    /// A connection of a client has brought a session.
+    has_clients: AtomicBool,
     /// SSL_CTX_free has begun.
     ending: AtomicBool,
     /// Nothing is stored any more.
@@ -63,6 +65,13 @@ pub struct Context {
 
 /// What libssl counts otherwise while the cache is ours: each hit is one of a callback to it.
 const UNLIKE: [u32; 3] = [SSL_CTRL_SESS_CB_HIT, SSL_CTRL_SESS_MISSES, SSL_CTRL_SESS_CACHE_FULL];
+
+/// Which side of a connection a session was negotiated on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Role {
+    Server,
+    Client,
+}
 
 /// How far clearing expired sessions has come.
 #[derive(Default)]
@@ -101,6 +110,7 @@ impl Context {
             internal: AtomicU32::new(0),
             has_generator: AtomicBool::new(false),
             vouching: AtomicBool::new(false),
+            has_clients: AtomicBool::new(false),
             ending: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             new_callback: Slot::<NewCallback>::empty(),
@@ -136,6 +146,7 @@ impl Context {
             context.counters.begin(config.semantics as u32);
             context.service.reset();
             context.sized.store(false, Relaxed);
+            context.has_clients.store(false, Relaxed);
             context.set_tickets(config.tickets);
             context.set_unclean(config.unclean);
             context.internal.store(config.internal as u32, Relaxed);
@@ -188,9 +199,7 @@ impl Context {
                 get: self.get_callback.get(),
             };
             let mut sessions = Vec::new();
-            if !self.caches.current().is_shared() {
-                self.cache().clear(&mut |session| sessions.push(session));
-            }
+            self.caches.memory().clear(&mut |session| sessions.push(session));
             self.counters.end();
             let told = self.effective(self.mode());
             ctx.hand_back(hooks, program, told, self.mode(), self.size() as c_long, sessions);
@@ -279,7 +288,8 @@ impl Context {
         }
         for session in moving {
             totals::sessions(-1);
-            self.store(session, Collision::Replace);
+            let role = self.role_of(&session);
+            self.store(session, Collision::Replace, role);
         }
         Ok(())
     }
@@ -316,7 +326,7 @@ impl Context {
         Some(id)
     }
 
-    /// The internal cache. A shared one is told whose sessions are meant.
+    /// The internal cache of servers. A shared one is told whose sessions are meant.
     fn cache(&self) -> &dyn Cache<Session> {
         let cache = self.caches.current();
         if cache.is_shared() {
@@ -327,9 +337,46 @@ impl Context {
         cache
     }
 
+    /// Where the sessions of clients are, while those of servers are in a cache that others use: in this process. No library
+    /// ever looks one up, and a server must never find one: whoever it came from chose all that is in it.
+    fn clients(&self) -> Option<&dyn Cache<Session>> {
+        self.caches.current().is_shared().then(|| self.caches.memory())
+    }
+
+    /// The same, where there are any.
+    fn any_clients(&self) -> Option<&dyn Cache<Session>> {
+        self.clients().filter(|clients| !clients.is_empty())
+    }
+
+    /// Where sessions of a role are.
+    fn cache_of(&self, role: Role) -> &dyn Cache<Session> {
+        match (role, self.clients()) {
+            (Role::Client, Some(clients)) => clients,
+            _ => self.cache(),
+        }
+    }
+
+    /// Whose a session is that the program brings. A session does not tell, so it is a server's only where it cannot be
+    /// a client's.
+    fn role_of(&self, session: &Session) -> Role {
+        let is_client = session.has_ticket()
+            || self.has_clients.load(Relaxed)
+            || self.mode() & SSL_SESS_CACHE_BOTH == SSL_SESS_CACHE_CLIENT;
+        if is_client {
+            Role::Client
+        } else {
+            Role::Server
+        }
+    }
+
     /// SSL_CTX_set_session_id_context(3): sessions do not cross from one such context to another.
     pub fn set_id_context(&self, id_context: &[u8]) {
         self.service.set_id_context(id_context);
+    }
+
+    /// SSL_CTX_set_cert_verify_callback(3): nor between those that verify in another way.
+    pub fn set_cert_verify(&self, callback: CertVerifyCallback, argument: *mut c_void) {
+        self.service.set_cert_verify(callback, argument);
     }
 
     fn count(&self, count: Count) {
@@ -395,6 +442,9 @@ impl Context {
         // What a shared cache holds is set with its size in bytes, unless the program asks for less.
         let unlimited = self.caches.current().is_shared() && !self.sized.load(Relaxed);
         self.caches.current().set_limit(if unlimited { 0 } else { limit });
+        if let Some(clients) = self.clients() {
+            clients.set_limit(limit);
+        }
         // SIZE2, stock before 3.0.
         let oldest_first = !self.is_documented() && !libssl::is_3_or_later();
         self.caches.current().set_eviction(if oldest_first { Eviction::Oldest } else { Eviction::Soonest });
@@ -404,7 +454,7 @@ impl Context {
 /// SSL_CTX_sess_number(3)
 impl Context {
     pub fn number(&self) -> usize {
-        self.cache().len()
+        self.cache().len() + self.clients().map_or(0, |clients| clients.len())
     }
 
     /// The value of one of SSL_CTRL_SESS_NUMBER to SSL_CTRL_SESS_CACHE_FULL (STAT1). What only libssl sees it counts.
@@ -444,9 +494,10 @@ impl Context {
         }
         // ADD3, stock: also the time of a session that is cached already was rewritten.
         let again = (!self.is_documented()).then(|| session.clone());
-        let inserted = self.store(session, Collision::Replace);
+        let role = self.role_of(&session);
+        let inserted = self.store(session, Collision::Replace, role);
         if let (Inserted::Same, Some(session)) = (inserted, again) {
-            self.cache().expiry_changed(&session);
+            self.cache_of(role).expiry_changed(&session);
         }
         matches!(inserted, Inserted::Added | Inserted::Replaced)
     }
@@ -476,7 +527,7 @@ impl Context {
             return;
         }
         // The mark cannot be undone: where the object itself is cached, an equal one takes its place.
-        let cache = self.cache();
+        let cache = if self.caches.current().is_shared() { self.caches.memory() } else { self.cache() };
         if cache.get(&session.key()).is_some_and(|cached| cached.same(session)) {
             match session.unmarked_copy() {
                 Some(copy) => {
@@ -496,7 +547,9 @@ impl Context {
             self.notify(session);
             return true;
         }
-        let cached = self.cache().take(&session.key());
+        let key = session.key();
+        let of_client = self.any_clients().and_then(|clients| clients.take(&key));
+        let cached = of_client.or_else(|| self.cache().take(&key));
         match &cached {
             Some(cached) => {
                 self.count(Count::Removed);
@@ -514,17 +567,21 @@ impl Context {
     /// Removes every session that has expired at `time`, all for 0 (FLUSH1).
     pub fn flush(&self, time: Seconds) {
         let mut left = |session| self.departed(session, Count::Flushed);
-        if time == 0 {
-            self.cache().clear(&mut left);
-        } else {
-            // No more than there are: a callback may add what has expired again.
-            self.cache().expire(time, self.number(), &mut left);
+        for cache in std::iter::once(self.cache()).chain(self.any_clients()) {
+            if time == 0 {
+                cache.clear(&mut left);
+            } else {
+                // No more than there are: a callback may add what has expired again.
+                cache.expire(time, cache.len(), &mut left);
+            }
         }
     }
 
     /// An LHASH of the sessions cached now, good until the next call or the end of the context.
     pub fn table(&self) -> *mut c_void {
-        let table = SessionTable::new(self.cache().snapshot());
+        let mut sessions = self.cache().snapshot();
+        sessions.extend(self.any_clients().into_iter().flat_map(|clients| clients.snapshot()));
+        let table = SessionTable::new(sessions);
         let pointer = table.as_ref().map_or(std::ptr::null_mut(), SessionTable::as_ptr);
         let previous = std::mem::replace(&mut *self.lock_table(), table);
         drop(previous);
@@ -539,7 +596,9 @@ impl Context {
     pub fn has(&self, version: i32, id: &[u8]) -> bool {
         // Libssl asks of each new id, and of one that was just made up nobody need be asked.
         let is_new = || self.vouching.load(Relaxed) && is_just_issued(id);
-        !is_new() && Key::new(version, id).is_some_and(|key| self.cache().contains(&key))
+        let is_cached =
+            |key: &Key| self.any_clients().is_some_and(|clients| clients.contains(key)) || self.cache().contains(key);
+        !is_new() && Key::new(version, id).is_some_and(|key| is_cached(&key))
     }
 
     /// Whether `session` is the sentinel, with which libssl says that the context ends.
@@ -552,21 +611,21 @@ impl Context {
         if self.ending.swap(true, Relaxed) {
             return;
         }
-        // A shared cache goes on without this context.
-        let own = !self.caches.current().is_shared();
+        // What is in memory. A shared cache goes on without this context.
+        let own = self.caches.memory();
+        let mut left = |session| self.departed(session, Count::Flushed);
         // A callback may add sessions still, if it does not go on for ever.
         for _ in 0..16 {
-            if own && !self.cache().is_empty() {
-                self.flush(0);
+            if !own.is_empty() {
+                own.clear(&mut left);
             }
         }
         self.closed.store(true, Relaxed);
-        if own {
-            self.flush(0);
-        }
+        own.clear(&mut left);
         let table = self.lock_table().take();
         drop(table);
         self.spent.clear();
+        self.service.end();
         self.counters.end();
         if let Some(ctx) = self.ctx() {
             registry::leave(ctx.as_ptr());
@@ -582,7 +641,11 @@ impl Context {
 pub fn expiry_changed(session: &Session) {
     registry::all()
         // Not through `cache`: the SSL_CTX may be ending in another thread.
-        .map(|context| context.caches.current())
+        .flat_map(|context| {
+            let current = context.caches.current();
+            [Some(current), current.is_shared().then(|| context.caches.memory())]
+        })
+        .flatten()
         .filter(|cache| !cache.is_empty())
         .for_each(|cache| cache.expiry_changed(session));
 }
@@ -594,12 +657,13 @@ pub fn end_of_process() {
 
 /// Between a program's callbacks and the cache
 impl Context {
-    fn store(&self, session: Session, collision: Collision) -> Inserted {
+    fn store(&self, session: Session, collision: Collision, role: Role) -> Inserted {
         if self.closed.load(Relaxed) {
             return Inserted::Refused;
         }
         is_just_issued(session.id()); // from now on it is not: where libssl is built -Bsymbolic, it never asked
-        let inserted = self.cache().insert(session, collision, &mut |session, why| match why {
+        let cache = self.cache_of(role);
+        let inserted = cache.insert(session, collision, &mut |session, why| match why {
             Departure::Evicted => self.departed(session, Count::Evicted),
             Departure::Replaced => self.replaced(session),
         });
@@ -645,7 +709,14 @@ impl Context {
     pub fn connection(&self) {
         const GRACE: usize = 64;
         const SHARES: usize = 128;
-        if self.has_mode(SSL_SESS_CACHE_NO_AUTO_CLEAR) || !self.cache().has_expired(now()) {
+        if self.has_mode(SSL_SESS_CACHE_NO_AUTO_CLEAR) {
+            return;
+        }
+        let now = now();
+        let has_expired = |cache: &dyn Cache<Session>| cache.has_expired(now);
+        let clients = self.any_clients().filter(|clients| clients.has_expired(now));
+        let cache = self.cache();
+        if !has_expired(cache) && clients.is_none() {
             return;
         }
         let Some(mut sweep) = self.sweep.try_lock() else { return };
@@ -656,7 +727,8 @@ impl Context {
         sweep.share = sweep.share.max(self.number() / SHARES + 1);
         let most = sweep.share;
         let mut expired = SmallVec::<[Session; 16]>::new();
-        if self.cache().expire(now(), most, &mut |session| expired.push(session)) < most {
+        let mut expire = |cache: &dyn Cache<Session>| cache.expire(now, most, &mut |session| expired.push(session));
+        if expire(cache) + clients.map_or(0, &mut expire) < most {
             *sweep = Sweep::default();
         }
         drop(sweep);
@@ -679,14 +751,20 @@ impl Context {
         }
         self.count(Count::Negotiated);
         // REPRISE_INTERNAL is for servers: nobody would ever look up what a client's program keeps elsewhere.
-        let mode = if connection.is_server() { self.effective(self.mode()) } else { self.mode() };
+        let (role, mode) = match connection.is_server() {
+            true => (Role::Server, self.effective(self.mode())),
+            false => (Role::Client, self.mode()),
+        };
+        if role == Role::Client && !self.has_clients.load(Relaxed) {
+            self.has_clients.store(true, Relaxed);
+        }
         if mode & SSL_SESS_CACHE_NO_INTERNAL_STORE == 0 && self.is_looked_up_later(connection) {
-            self.store(session.clone(), Collision::Replace);
+            self.store(session.clone(), Collision::Replace, role);
         }
         let Some(keeps) = self.new_callback.call(connection, session) else { return false };
         // CB3. It is not marked and remove_cb is not called: programs that have just stored it as bytes return 0, and
         // would delete what they stored.
-        if !keeps && self.is_documented() && self.cache().take_same(session).is_some() {
+        if !keeps && self.is_documented() && self.cache_of(role).take_same(session).is_some() {
             self.count(Count::Rejected);
             totals::sessions(-1);
         }
@@ -779,14 +857,14 @@ impl Context {
             self.renew(&session);
             if stores && session.expiry() >= now() {
                 // One that is there already stays: replacing it would have remove_cb delete what is in use (CB9).
-                self.store(session.clone(), Collision::KeepUnlessExpired(now()));
+                self.store(session.clone(), Collision::KeepUnlessExpired(now()), Role::Server);
             }
         } else if stores {
             // MODE8, stock: renewed before anybody looks whether it has expired.
             if self.has_mode(SSL_SESS_CACHE_UPDATE_TIME) {
                 session.set_time(now());
             }
-            self.store(session.clone(), Collision::Replace);
+            self.store(session.clone(), Collision::Replace, Role::Server);
         }
         self.count(Count::ExternalHits);
         Some(session)
@@ -823,7 +901,8 @@ pub mod fork {
             for context in registry::all() {
                 let cache = context.caches.current();
                 if cache.is_shared() == shared {
-                    context.counters.before_fork(cache.len());
+                    let clients = context.clients().map_or(0, |clients| clients.len());
+                    context.counters.before_fork(cache.len() + clients);
                 }
             }
         };

@@ -3,10 +3,12 @@
 mod callbacks;
 mod connection;
 pub mod context;
+mod digest;
 pub mod error;
 pub mod generator;
 mod lhash;
 mod marker;
+mod module;
 mod service;
 mod session;
 mod table;

@@ -111,6 +111,12 @@ impl Session {
         unsafe { (table().SSL_SESSION_get_max_early_data)(self.as_ptr()) > 0 }
     }
 
+    /// Whether a server sent a ticket for it: then it is a client's.
+    pub fn has_ticket(&self) -> bool {
+        // SAFETY: the session is alive.
+        unsafe { (table().SSL_SESSION_has_ticket)(self.as_ptr()) == 1 }
+    }
+
     /// Sets the time its timeout counts from.
     pub fn set_time(&self, now: Seconds) {
         // SAFETY: the session is alive. Libssl itself writes the time of a shared session without a lock.

@@ -94,6 +94,13 @@ functions! {
         SSL_CTX_set_session_id_context(ctx: *mut SSL_CTX, id_context: *const c_uchar, length: c_uint) -> c_int = 0;
         SSL_CTX_get0_certificate(ctx: *const SSL_CTX) -> *mut X509 = ptr::null_mut();
         SSL_CTX_get_verify_mode(ctx: *const SSL_CTX) -> c_int = 0;
+        SSL_CTX_get_verify_callback(ctx: *const SSL_CTX) -> *const c_void = ptr::null();
+        SSL_CTX_set_cert_verify_callback(ctx: *mut SSL_CTX, callback: CertVerifyCallback, argument: *mut c_void);
+        SSL_CTX_get0_param(ctx: *mut SSL_CTX) -> *mut c_void = ptr::null_mut();
+        SSL_CTX_get_cert_store(ctx: *const SSL_CTX) -> *mut c_void = ptr::null_mut();
+        SSL_CTX_get_ciphers(ctx: *const SSL_CTX) -> *const c_void = ptr::null();
+        SSL_CTX_get_security_level(ctx: *const SSL_CTX) -> c_int = 0;
+        SSL_CIPHER_get_id(cipher: *const SSL_CIPHER) -> u32 = 0;
         SSL_CTX_get_client_CA_list(ctx: *const SSL_CTX) -> *const c_void = ptr::null();
         SSL_CTX_get0_CA_list(ctx: *const SSL_CTX) -> *const c_void = ptr::null();
         SSL_set_generate_session_id(ssl: *mut SSL, generator: Generator) -> c_int = 0;
@@ -133,6 +140,7 @@ functions! {
         SSL_SESSION_get0_cipher(session: *const SSL_SESSION) -> *const SSL_CIPHER = ptr::null();
         SSL_SESSION_get_master_key(session: *const SSL_SESSION, out: *mut c_uchar, size: size_t) -> size_t = 0;
         SSL_SESSION_get_max_early_data(session: *const SSL_SESSION) -> u32 = 0;
+        SSL_SESSION_has_ticket(session: *const SSL_SESSION) -> c_int = 0;
         SSL_SESSION_get0_peer(session: *mut SSL_SESSION) -> *mut X509 = ptr::null_mut();
         SSL_SESSION_get_ex_data(session: *const SSL_SESSION, index: c_int) -> *mut c_void = ptr::null_mut();
         i2d_SSL_SESSION(session: *const SSL_SESSION, out: *mut *mut c_uchar) -> c_int = 0;
@@ -146,6 +154,37 @@ functions! {
         OPENSSL_sk_value(stack: *const c_void, place: c_int) -> *mut c_void = ptr::null_mut();
         X509_up_ref(certificate: *mut X509) -> c_int = 0;
         X509_free(certificate: *mut X509);
+        X509_CRL_up_ref(list: *mut c_void) -> c_int = 0;
+        X509_CRL_free(list: *mut c_void);
+        X509_CRL_digest(list: *const c_void, kind: *const c_void, digest: *mut c_uchar, length: *mut c_uint) -> c_int = 0;
+        X509_OBJECT_get_type(object: *const c_void) -> c_int = 0;
+        X509_OBJECT_get0_X509(object: *const c_void) -> *mut X509 = ptr::null_mut();
+        X509_OBJECT_get0_X509_CRL(object: *mut c_void) -> *mut c_void = ptr::null_mut();
+        X509_STORE_up_ref(store: *mut c_void) -> c_int = 0;
+        X509_STORE_free(store: *mut c_void);
+        X509_STORE_lock(store: *mut c_void) -> c_int = 0;
+        X509_STORE_unlock(store: *mut c_void) -> c_int = 0;
+        X509_STORE_get0_objects(store: *const c_void) -> *const c_void = ptr::null();
+        X509_STORE_get0_param(store: *const c_void) -> *mut c_void = ptr::null_mut();
+        X509_STORE_get_verify(store: *const c_void) -> *const c_void = ptr::null();
+        X509_STORE_get_verify_cb(store: *const c_void) -> *const c_void = ptr::null();
+        X509_STORE_get_get_issuer(store: *const c_void) -> *const c_void = ptr::null();
+        X509_STORE_get_check_issued(store: *const c_void) -> *const c_void = ptr::null();
+        X509_STORE_get_check_revocation(store: *const c_void) -> *const c_void = ptr::null();
+        X509_STORE_get_get_crl(store: *const c_void) -> *const c_void = ptr::null();
+        X509_STORE_get_check_crl(store: *const c_void) -> *const c_void = ptr::null();
+        X509_STORE_get_cert_crl(store: *const c_void) -> *const c_void = ptr::null();
+        X509_STORE_get_check_policy(store: *const c_void) -> *const c_void = ptr::null();
+        X509_STORE_get_lookup_certs(store: *const c_void) -> *const c_void = ptr::null();
+        X509_STORE_get_lookup_crls(store: *const c_void) -> *const c_void = ptr::null();
+        X509_VERIFY_PARAM_new() -> *mut c_void = ptr::null_mut();
+        X509_VERIFY_PARAM_free(param: *mut c_void);
+        X509_VERIFY_PARAM_set_purpose(param: *mut c_void, purpose: c_int) -> c_int = 0;
+        X509_VERIFY_PARAM_set_trust(param: *mut c_void, trust: c_int) -> c_int = 0;
+        X509_VERIFY_PARAM_get_flags(param: *mut c_void) -> c_ulong = 0;
+        X509_VERIFY_PARAM_get_depth(param: *const c_void) -> c_int = 0;
+        X509_VERIFY_PARAM_get_auth_level(param: *const c_void) -> c_int = 0;
+        X509_VERIFY_PARAM_get_time(param: *const c_void) -> time_t = 0;
         X509_digest(certificate: *const X509, kind: *const c_void, digest: *mut c_uchar, length: *mut c_uint) -> c_int = 0;
         X509_NAME_digest(name: *const c_void, kind: *const c_void, digest: *mut c_uchar, length: *mut c_uint) -> c_int = 0;
         EVP_sha256() -> *const c_void = ptr::null();
@@ -162,6 +201,12 @@ functions! {
         SSL_CTX_flush_sessions_ex(ctx: *mut SSL_CTX, time: time_t);
         SSL_SESSION_set_time_ex(session: *mut SSL_SESSION, time: time_t) -> time_t;
         SSL_is_quic(ssl: *const SSL) -> c_int;
+        X509_VERIFY_PARAM_get_inh_flags(param: *const c_void) -> u32;
+        X509_VERIFY_PARAM_get_hostflags(param: *const c_void) -> c_uint;
+        X509_VERIFY_PARAM_get0_host(param: *mut c_void, place: c_int) -> *const c_char;
+        X509_VERIFY_PARAM_get0_email(param: *mut c_void) -> *const c_char;
+        X509_VERIFY_PARAM_get1_ip_asc(param: *mut c_void) -> *mut c_char;
+        CRYPTO_free(memory: *mut c_void, file: *const c_char, line: c_int);
         OPENSSL_LH_set_thunks(
             table: *mut c_void,
             hash: Option<unsafe extern "C" fn(*const c_void, Hash) -> c_ulong>,

@@ -1,0 +1,177 @@
+//! Who may resume what (ISO1, ISO2): a session in a shared cache is resumed by a process only if that process, as it is
+//! configured, would have accepted its client. For each setting there are two servers that differ in it, where the
+//! second one must not resume what the first one negotiated; and equal ones share, client certificates included.
+
+mod common;
+
+use common::{free_port, openssl, program, repository, s_client, succeed, Keeper, Sandbox, Server, SharedCache};
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+const TLS12: &[&str] = &["-tls1_2", "-no_ticket"];
+const TLS13: &[&str] = &["-tls1_3"];
+
+/// Certificates: of the server, of two CAs, and of a client of the first one, whom a list revokes.
+struct Pki(Sandbox);
+
+impl Pki {
+    fn new() -> Pki {
+        let pki = Pki(Sandbox::new());
+        pki.0.certificate();
+        for ca in ["a", "b"] {
+            pki.authority(ca);
+        }
+        pki.client("client", "a", 2);
+        pki.revoke("a", "crl.pem");
+        pki
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.file(name).to_str().unwrap().into()
+    }
+
+    fn authority(&self, name: &str) {
+        let (cert, key, subject) =
+            (self.path(&format!("{name}.pem")), self.path(&format!("{name}.key")), format!("/CN=CA {name}"));
+        let args = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"];
+        succeed(Command::new(openssl()).args(args).args(["-subj", &subject, "-out", &cert, "-keyout", &key]));
+    }
+
+    /// `NAME.pem` with `NAME.key`, signed by `ca`.
+    fn client(&self, name: &str, ca: &str, days: u32) {
+        let (key, request) = (self.path(&format!("{name}.key")), self.path(&format!("{name}.csr")));
+        let args = ["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
+        let subject = format!("/CN={name}");
+        succeed(Command::new(openssl()).args(args).args(["-subj", &subject, "-out", &request, "-keyout", &key]));
+        let (ca, ca_key) = (self.path(&format!("{ca}.pem")), self.path(&format!("{ca}.key")));
+        let (cert, days) = (self.path(&format!("{name}.pem")), days.to_string());
+        let args = ["x509", "-req", "-in", &request, "-CA", &ca, "-CAkey", &ca_key, "-set_serial", "0x1001"];
+        succeed(Command::new(openssl()).args(args).args(["-days", &days, "-out", &cert]));
+    }
+
+    /// A list in which the client is.
+    fn revoke(&self, ca: &str, name: &str) {
+        let config = self.path("ca.conf");
+        fs::write(self.path("index.txt"), "R\t400101000000Z\t250101000000Z\t1001\tunknown\t/CN=client\n").unwrap();
+        let lines = format!("[ca]\ndefault_ca = x\n[x]\ndatabase = {}\ndefault_md = sha256\n", self.path("index.txt"));
+        fs::write(&config, lines).unwrap();
+        let (cert, key) = (self.path(&format!("{ca}.pem")), self.path(&format!("{ca}.key")));
+        let args = ["ca", "-gencrl", "-config", &config, "-cert", &cert, "-keyfile", &key, "-crldays", "2"];
+        succeed(Command::new(openssl()).args(args).args(["-out", &self.path(name)]));
+    }
+
+    /// Shows the session in `from` to a server, and puts the newest one into `to`. Whether it was resumed.
+    fn visit(&self, port: u16, version: &[&str], from: Option<&str>, to: Option<&str>) -> Option<bool> {
+        self.visit_as("client", port, version, from, to)
+    }
+
+    fn visit_as(&self, who: &str, port: u16, version: &[&str], from: Option<&str>, to: Option<&str>) -> Option<bool> {
+        let (cert, key) = (self.path(&format!("{who}.pem")), self.path(&format!("{who}.key")));
+        let mut args = [version, &["-cert", &cert, "-key", &key]].concat();
+        let from = from.map(|name| self.path(name));
+        if let Some(from) = &from {
+            args.extend(["-sess_in", from]);
+        }
+        let to: Option<PathBuf> = to.map(|name| self.0.file(name));
+        let printed = s_client(Command::new(openssl()), port, &args, to.as_deref());
+        match (printed.contains("Reused, TLS"), printed.contains("New, TLS")) {
+            (true, false) => Some(true),
+            (false, true) => Some(false),
+            _ => None,
+        }
+    }
+}
+
+/// A server of CPython in front of `cache`.
+fn python(pki: &Pki, keeper: Keeper, cache: &str, environment: &[(&str, &str)], options: &[&str]) -> Server {
+    let (cert, key) = pki.0.certificate();
+    let other = options.iter().find_map(|option| option.strip_prefix("cert="));
+    let (cert, key) = match other {
+        Some(name) => (pki.0.file(&format!("{name}.pem")), pki.0.file(&format!("{name}.key"))),
+        None => (cert, key),
+    };
+    let port = free_port();
+    let mut command = Command::new(program("python3", "python3"));
+    command.arg(repository("tests/programs/verify_server.py")).arg(port.to_string()).arg(cert).arg(key);
+    for option in options.iter().filter(|option| !option.starts_with("cert=")) {
+        let (name, value) = option.split_once('=').unwrap();
+        let is_file = ["ca", "crl", "later", "revoke", "capath"].contains(&name);
+        command.arg(format!("{name}={}", if is_file { pki.path(value) } else { value.into() }));
+    }
+    keeper.apply(&mut command, &pki.0.file(&format!("stats-{port}")));
+    if keeper != Keeper::Stock {
+        command.env("REPRISE_CACHE", cache).envs(environment.iter().copied());
+    }
+    Server::start(&mut command, &pki.0, port)
+}
+
+/// What a server negotiated is resumed by it and by an equal one, and not by one that differs in one setting.
+#[test]
+fn iso1_each_setting_of_python() {
+    let pki = Pki::new();
+    pki.authority("other"); // as a certificate of the server
+    let differing: &[&[&str]] = &[
+        &["ca=b.pem"],
+        &["ca=a.pem", "crl=crl.pem"],
+        &["ca=a.pem", "flags=0x20"], // X509_V_FLAG_X509_STRICT
+        &["ca=a.pem", "mode=optional"],
+        &["ca=a.pem", "mode=none"],
+        &["ca=a.pem", "ciphers=ECDHE-ECDSA-AES128-GCM-SHA256"],
+        &["ca=a.pem", "cert=other"],
+    ];
+    for version in [TLS12, TLS13] {
+        let shared = SharedCache::new();
+        let server = |options: &[&str]| python(&pki, Keeper::StockLike, &shared.url(), &[], options);
+        let (first, equal) = (server(&["ca=a.pem"]), server(&["ca=a.pem"]));
+        for options in differing
+            .iter()
+            .copied()
+            .chain([&["ca=a.pem", if version == TLS12 { "max=TLSv1_2" } else { "min=TLSv1_3" }][..]])
+        {
+            println!("{version:?} {options:?}");
+            assert_eq!(pki.visit(first.port, version, None, Some("one")), Some(false));
+            let other = server(options);
+            assert_ne!(pki.visit(other.port, version, Some("one"), None), Some(true), "{options:?}");
+            assert_eq!(pki.visit(equal.port, version, Some("one"), None), Some(true), "an equal one, {options:?}");
+            assert_eq!(pki.visit(first.port, version, Some("one"), None), Some(true), "its own, {options:?}");
+        }
+    }
+}
+
+/// nginx, started again with a list that revokes the client.
+#[test]
+fn iso1_nginx_and_a_list_of_revoked_certificates() {
+    let pki = Pki::new();
+    for version in [TLS12, TLS13] {
+        let shared = SharedCache::new();
+        let url = shared.url();
+        assert_eq!(pki.visit(nginx(&pki, &url, "").port, version, None, Some("one")), Some(false));
+        let equal = nginx(&pki, &url, "");
+        assert_eq!(pki.visit(equal.port, version, Some("one"), None), Some(true), "{version:?}: an equal one");
+        drop(equal);
+        let revoking = nginx(&pki, &url, "ssl_crl crl.pem;");
+        assert_eq!(pki.visit(revoking.port, version, Some("one"), None), Some(false), "{version:?}: revoked");
+    }
+}
+
+/// An nginx that demands certificates of CA a.
+fn nginx(pki: &Pki, cache: &str, more: &str) -> Server {
+    pki.0.certificate();
+    let port = free_port();
+    let conf = pki.0.file(&format!("nginx-{port}.conf"));
+    let template = fs::read_to_string(repository("tests/programs/nginx.conf")).unwrap();
+    let filled = template
+        .replace("@WORKERS@", "1")
+        .replace("@PORT@", &port.to_string())
+        .replace("@PROTOCOL@", "TLSv1.2 TLSv1.3")
+        .replace("@CACHE@", "builtin")
+        .replace("nginx.pid", &format!("nginx-{port}.pid"))
+        .replace("return 200", &format!("ssl_verify_client on; ssl_client_certificate a.pem; {more}\nreturn 200"));
+    fs::write(&conf, filled).unwrap();
+    let mut command = Command::new(program("nginx", "nginx"));
+    command.arg("-p").arg(pki.0.path()).arg("-c").arg(conf).args(["-e", "error.log"]);
+    Keeper::StockLike.apply(&mut command, &pki.0.file(&format!("stats-{port}")));
+    command.env("REPRISE_CACHE", cache);
+    Server::start(&mut command, &pki.0, port)
+}
