@@ -8,6 +8,8 @@ use common::{free_port, openssl, program, repository, s_client, succeed, Keeper,
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
 
 const TLS12: &[&str] = &["-tls1_2", "-no_ticket"];
 const TLS13: &[&str] = &["-tls1_3"];
@@ -31,6 +33,17 @@ impl Pki {
         self.0.file(name).to_str().unwrap().into()
     }
 
+    /// `NAME.pem` with `NAME.key`, a CA below another.
+    fn intermediate(&self, name: &str, ca: &str) {
+        self.client(name, ca, 2);
+        let (request, extensions) = (self.path(&format!("{name}.csr")), self.path("ca.ext"));
+        fs::write(&extensions, "basicConstraints=critical,CA:TRUE\n").unwrap();
+        let (ca, ca_key, cert) =
+            (self.path(&format!("{ca}.pem")), self.path(&format!("{ca}.key")), self.path(&format!("{name}.pem")));
+        let args = ["x509", "-req", "-in", &request, "-CA", &ca, "-CAkey", &ca_key, "-set_serial", "0x2001"];
+        succeed(Command::new(openssl()).args(args).args(["-extfile", &extensions, "-out", &cert]));
+    }
+
     fn authority(&self, name: &str) {
         let (cert, key, subject) =
             (self.path(&format!("{name}.pem")), self.path(&format!("{name}.key")), format!("/CN=CA {name}"));
@@ -52,8 +65,12 @@ impl Pki {
 
     /// A list in which the client is.
     fn revoke(&self, ca: &str, name: &str) {
+        self.list(ca, name, "R\t400101000000Z\t250101000000Z\t1001\tunknown\t/CN=client\n");
+    }
+
+    fn list(&self, ca: &str, name: &str, revoked: &str) {
         let config = self.path("ca.conf");
-        fs::write(self.path("index.txt"), "R\t400101000000Z\t250101000000Z\t1001\tunknown\t/CN=client\n").unwrap();
+        fs::write(self.path("index.txt"), revoked).unwrap();
         let lines = format!("[ca]\ndefault_ca = x\n[x]\ndatabase = {}\ndefault_md = sha256\n", self.path("index.txt"));
         fs::write(&config, lines).unwrap();
         let (cert, key) = (self.path(&format!("{ca}.pem")), self.path(&format!("{ca}.key")));
@@ -174,4 +191,178 @@ fn nginx(pki: &Pki, cache: &str, more: &str) -> Server {
     Keeper::StockLike.apply(&mut command, &pki.0.file(&format!("stats-{port}")));
     command.env("REPRISE_CACHE", cache);
     Server::start(&mut command, &pki.0, port)
+}
+
+/// A store that has read an empty list finds the newer one: nothing of the context has changed but what is in its store,
+/// so only another verification tells. Without that the revoked client goes on being resumed, in whatever process.
+#[test]
+fn iso3_revoked_while_the_servers_run() {
+    let pki = Pki::new();
+    pki.list("a", "empty.pem", "");
+    sleep(Duration::from_millis(1100)); // of two lists the later one counts, by the second
+    for (version, reverify) in [(TLS12, "shared"), (TLS13, "shared"), (TLS13, "off")] {
+        let shared = SharedCache::new();
+        let _ = fs::remove_file(pki.path("late.pem"));
+        let options = ["ca=a.pem", "crl=empty.pem", "revoke=late.pem"];
+        let environment = [("REPRISE_REVERIFY", reverify)];
+        let servers = [(); 2].map(|()| python(&pki, Keeper::StockLike, &shared.url(), &environment, &options));
+        assert_eq!(pki.visit(servers[0].port, version, None, Some("one")), Some(false));
+        for server in &servers {
+            assert_eq!(pki.visit(server.port, version, Some("one"), None), Some(true), "{version:?}: not yet revoked");
+        }
+        pki.revoke("a", "late.tmp");
+        fs::rename(pki.path("late.tmp"), pki.path("late.pem")).unwrap();
+        for server in &servers {
+            // Without it a list that came makes the context another service.
+            assert_ne!(pki.visit(server.port, version, Some("one"), None), Some(true), "{version:?}, {reverify}");
+        }
+    }
+}
+
+/// In the memory of a process libssl goes on resuming; with REPRISE_REVERIFY=on the client is verified again.
+#[test]
+fn iso3_in_memory() {
+    let pki = Pki::new();
+    pki.list("a", "empty.pem", "");
+    sleep(Duration::from_millis(1100));
+    for (keeper, reverify, resumes) in [
+        (Keeper::Stock, "", true),
+        (Keeper::StockLike, "shared", true),
+        (Keeper::StockLike, "on", false),
+        (Keeper::Documented, "on", false),
+    ] {
+        let _ = fs::remove_file(pki.path("late.pem"));
+        let options = ["ca=a.pem", "crl=empty.pem", "revoke=late.pem"];
+        let server = python(&pki, keeper, "memory:", &[("REPRISE_REVERIFY", reverify)], &options);
+        assert_eq!(pki.visit(server.port, TLS12, None, Some("one")), Some(false));
+        assert_eq!(pki.visit(server.port, TLS12, Some("one"), None), Some(true));
+        pki.revoke("a", "late.tmp");
+        fs::rename(pki.path("late.tmp"), pki.path("late.pem")).unwrap();
+        let resumed = pki.visit(server.port, TLS12, Some("one"), None) == Some(true);
+        assert_eq!(resumed, resumes, "{keeper:?}, {reverify}");
+    }
+}
+
+/// A folder of CAs and lists is read when it is needed: by the first verification in each process, which is not to make
+/// it another service, and again when a list has come.
+#[test]
+fn iso2_and_iso3_folders_that_are_read_when_needed() {
+    let pki = Pki::new();
+    pki.list("a", "empty.pem", "");
+    sleep(Duration::from_millis(1100));
+    let folder = pki.0.file("hashed");
+    let hash = succeed(Command::new(openssl()).args(["x509", "-noout", "-subject_hash", "-in", &pki.path("a.pem")]));
+    let place = |suffix: &str| folder.join(format!("{}.{suffix}", hash.trim()));
+    for version in [TLS12, TLS13] {
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir(&folder).unwrap();
+        fs::copy(pki.path("a.pem"), place("0")).unwrap();
+        fs::copy(pki.path("empty.pem"), place("r0")).unwrap();
+        let shared = SharedCache::new();
+        let options = ["capath=hashed", "flags=0x4"]; // X509_V_FLAG_CRL_CHECK
+        let servers = [(); 2].map(|()| python(&pki, Keeper::StockLike, &shared.url(), &[], &options));
+        assert_eq!(pki.visit(servers[0].port, version, None, Some("one")), Some(false));
+        for server in [&servers[1], &servers[0], &servers[1]] {
+            assert_eq!(pki.visit(server.port, version, Some("one"), None), Some(true), "{version:?}");
+        }
+        pki.revoke("a", "late.pem");
+        fs::copy(pki.path("late.pem"), place("r1")).unwrap();
+        for server in &servers {
+            assert_ne!(pki.visit(server.port, version, Some("one"), None), Some(true), "{version:?}: revoked");
+        }
+    }
+}
+
+/// The way from a client's certificate to a trusted one leads over what it showed beside its certificate, which no other
+/// process has seen; also when the session is renewed again and again.
+#[test]
+fn iso2_a_chain_comes_along() {
+    let pki = Pki::new();
+    pki.intermediate("middle", "a");
+    pki.client("below", "middle", 2);
+    let chain = pki.path("middle.pem");
+    for version in [TLS12, TLS13] {
+        let shared = SharedCache::new();
+        let servers = [(); 3].map(|()| python(&pki, Keeper::StockLike, &shared.url(), &[], &["ca=a.pem"]));
+        let version = [version, &["-cert_chain", &chain]].concat();
+        let mut names = ["one", "two"];
+        assert_eq!(pki.visit_as("below", servers[0].port, &version, None, Some(names[0])), Some(false));
+        for server in servers.iter().cycle().take(7) {
+            let renewed = Some(names[1]).filter(|_| version.contains(&"-tls1_3"));
+            let resumed = pki.visit_as("below", server.port, &version, Some(names[0]), renewed);
+            assert_eq!(resumed, Some(true), "{version:?}");
+            if renewed.is_some() {
+                names.swap(0, 1);
+            }
+        }
+    }
+}
+
+/// However often a session is renewed, it ends so many seconds after its full handshake.
+#[test]
+fn life1_a_maximum_age() {
+    let pki = Pki::new();
+    let shared = SharedCache::new();
+    for version in [TLS12, TLS13] {
+        for (keeper, cache) in
+            [(Keeper::Documented, "memory:"), (Keeper::StockLike, "memory:"), (Keeper::StockLike, &shared.url())]
+        {
+            let server = python(&pki, keeper, cache, &[("REPRISE_MAX_AGE", "4")], &["ca=a.pem"]);
+            let mut names = ["one", "two"];
+            assert_eq!(pki.visit(server.port, version, None, Some(names[0])), Some(false));
+            let began = std::time::Instant::now();
+            let mut resumed = 0;
+            loop {
+                sleep(Duration::from_millis(700));
+                let renewed = Some(names[1]).filter(|_| version == TLS13);
+                let before = began.elapsed();
+                let outcome = pki.visit(server.port, version, Some(names[0]), renewed);
+                if outcome != Some(true) {
+                    assert!(began.elapsed().as_secs() >= 4, "{version:?} {keeper:?} {cache}: too early, {before:?}");
+                    break;
+                }
+                assert!(before.as_secs() < 6, "{version:?} {keeper:?} {cache}: resumed after {before:?}");
+                resumed += 1;
+                if renewed.is_some() {
+                    names.swap(0, 1);
+                }
+            }
+            assert!(resumed > 0, "{version:?} {keeper:?} {cache}");
+        }
+    }
+}
+
+/// Equal servers whose URLs have another label are kept apart.
+#[test]
+fn iso1_labels() {
+    let pki = Pki::new();
+    let shared = SharedCache::new();
+    let url = |label: &str| format!("{}&service={label}", shared.url());
+    let server = |label: &str| python(&pki, Keeper::StockLike, &url(label), &[], &["ca=a.pem"]);
+    let (one, equal, other) = (server("one"), server("one"), server("other"));
+    assert_eq!(pki.visit(one.port, TLS13, None, Some("one")), Some(false));
+    assert_eq!(pki.visit(other.port, TLS13, Some("one"), None), Some(false));
+    assert_eq!(pki.visit(equal.port, TLS13, Some("one"), None), Some(true));
+}
+
+/// PHP asks for client certificates and sets no session id context, so libssl never caches its sessions.
+#[test]
+fn a_session_id_context_for_php() {
+    let sandbox = Sandbox::new();
+    let (cert, key) = sandbox.certificate();
+    for (version, client) in [("tls1_2", TLS12), ("tls1_3", TLS13)] {
+        for (id_context, resumed) in [("as-is", 0), ("auto", 10)] {
+            let shared = SharedCache::new();
+            let port = free_port();
+            let mut command = Command::new(program("php", "php-cli"));
+            command.arg(repository("tests/programs/https_server.php")).arg(port.to_string());
+            command.arg(&cert).arg(&key).args([version, "no_ticket"]);
+            Keeper::StockLike.apply(&mut command, &sandbox.file(&format!("stats-{port}")));
+            command.env("REPRISE_CACHE", shared.url()).env("REPRISE_ID_CONTEXT", id_context);
+            command.env("REPRISE_UNCLEAN", "keep").env("REPRISE_TICKETS", "stateful");
+            let server = Server::start(&mut command, &sandbox, port);
+            let reuse = common::reconnect(server.port, &[client, &["-n", "10"]].concat());
+            assert_eq!(reuse.resumed, resumed, "{version}, {id_context}: {reuse:?}");
+        }
+    }
 }

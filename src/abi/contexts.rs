@@ -45,6 +45,7 @@ pub unsafe extern "C" fn SSL_new(ctx: *mut SSL_CTX) -> *mut SSL {
         let context = ours(ctx).filter(|context| !context.lost(HOOKS, 0));
         if let Some(context) = context {
             context.connection();
+            context.choose_id_context();
         }
         // SAFETY: by the caller's promise; libssl allows NULL. What it made is alive.
         unsafe {

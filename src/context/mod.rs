@@ -9,7 +9,7 @@ pub mod registry;
 mod spent;
 
 use crate::cache::{self, Cache, Collision, Departure, Eviction, Inserted, Key, Place, Seconds, Session as _};
-use crate::config::{self, Internal, Semantics, Tickets, Unclean};
+use crate::config::{self, IdContext, Internal, Reverify, Semantics, Tickets, Unclean};
 use crate::libssl::{self, now, types::*};
 use crate::libssl::{Connection, Ctx, CtxCell, Hooks, Service, Session, SessionTable, Slot};
 use crate::{log, totals};
@@ -36,11 +36,16 @@ pub struct Context {
     tickets: AtomicU32,
     unclean: AtomicU32,
     internal: AtomicU32,
+    reverify: AtomicU32,
+    /// 0 for no limit.
+    max_age: AtomicU32,
+    /// The identity that was last made the session id context (REPRISE_ID_CONTEXT), 0 for none.
+    id_context: AtomicU64,
     /// The program makes session ids itself.
     has_generator: AtomicBool,
     /// The cache issues the ids of new sessions, and may refuse others.
     vouching: AtomicBool,
-    /// A connection of a client has brought a session.
+    /// A connection was a client's.
     has_clients: AtomicBool,
     /// SSL_CTX_free has begun.
     ending: AtomicBool,
@@ -108,6 +113,9 @@ impl Context {
             tickets: AtomicU32::new(0),
             unclean: AtomicU32::new(0),
             internal: AtomicU32::new(0),
+            reverify: AtomicU32::new(0),
+            max_age: AtomicU32::new(0),
+            id_context: AtomicU64::new(0),
             has_generator: AtomicBool::new(false),
             vouching: AtomicBool::new(false),
             has_clients: AtomicBool::new(false),
@@ -154,6 +162,10 @@ impl Context {
                 log::once(format_args!("REPRISE_CACHE: {error}: each process caches for itself"));
                 let _ = context.caches.choose(&Place::Memory);
             }
+            context.reverify.store(config.reverify as u32, Relaxed);
+            context.max_age.store(config.max_age, Relaxed);
+            context.id_context.store(0, Relaxed);
+            context.judge_by(&config.cache);
             context.counters.set_cache(&context.caches.label());
             context.has_generator.store(false, Relaxed);
             context.vouching.store(false, Relaxed);
@@ -256,8 +268,9 @@ impl Context {
     }
 
     /// The connection turned out to be a client's.
-    pub fn leave_tickets(&self, connection: &Connection) {
-        if let Some(ctx) = self.ctx() {
+    pub fn turned_out_client(&self, connection: &Connection) {
+        self.note_clients();
+        if let Some(ctx) = self.ctx().filter(|_| self.has_stateful_tickets()) {
             connection.leave_tickets(ctx);
         }
     }
@@ -280,6 +293,7 @@ impl Context {
         let mut moving = Vec::new();
         let before = self.caches.current();
         self.caches.choose(place)?;
+        self.judge_by(place);
         self.counters.set_cache(&self.caches.label());
         self.choose_ids(generate);
         self.set_limit();
@@ -292,6 +306,53 @@ impl Context {
             self.store(session, Collision::Replace, role);
         }
         Ok(())
+    }
+
+    /// What decides who shares in the cache at `place`, if that is the one in use.
+    fn judge_by(&self, place: &Place) {
+        self.service.set_label(place.label());
+        self.service.follow_store(!self.reverifies());
+    }
+
+    /// Whether client certificates are verified again when their sessions are resumed (REPRISE_REVERIFY).
+    fn reverifies(&self) -> bool {
+        match Reverify::from_number(self.reverify.load(Relaxed) as i32) {
+            Some(Reverify::On) => true,
+            Some(Reverify::Off) => false,
+            _ => self.caches.current().is_shared(),
+        }
+    }
+
+    /// The most seconds that a session is resumed after its full handshake, 0 for no limit.
+    pub fn set_max_age(&self, seconds: u32) {
+        self.max_age.store(seconds, Relaxed);
+    }
+
+    fn max_age(&self) -> Seconds {
+        self.max_age.load(Relaxed).into()
+    }
+
+    /// Whether `session` is not to be resumed any more, however often it was renewed (LIFE1).
+    fn is_too_old(&self, session: &Session) -> bool {
+        let age = self.max_age();
+        age > 0
+            && (session.origin().unwrap_or(session.time()).saturating_add(age) < now() || session.outlived_its_peer())
+    }
+
+    /// REPRISE_ID_CONTEXT=auto, before a connection is made: a server that asks for client certificates needs a session id
+    /// context, or libssl refuses its sessions.
+    pub fn choose_id_context(&self) {
+        if config::get().id_context != IdContext::Auto {
+            return;
+        }
+        let Some(ctx) = self.ctx().filter(|ctx| ctx.asks_for_certificates()) else { return };
+        if self.service.has_id_context() {
+            return;
+        }
+        let identity = self.service.identity(ctx);
+        if self.id_context.swap(identity[0], Relaxed) != identity[0] {
+            ctx.set_id_context(identity);
+        }
     }
 
     /// Who makes the ids: the program, or the cache where it wants to, or else libssl.
@@ -356,13 +417,17 @@ impl Context {
         }
     }
 
+    fn note_clients(&self) {
+        // Said again and again: a store each time would take the line from the other threads.
+        if !self.has_clients.load(Relaxed) {
+            self.has_clients.store(true, Relaxed);
+        }
+    }
+
     /// Whose a session is that the program brings. A session does not tell, so it is a server's only where it cannot be
     /// a client's.
     fn role_of(&self, session: &Session) -> Role {
-        let is_client = session.has_ticket()
-            || self.has_clients.load(Relaxed)
-            || self.mode() & SSL_SESS_CACHE_BOTH == SSL_SESS_CACHE_CLIENT;
-        if is_client {
+        if session.has_ticket() || self.has_clients.load(Relaxed) {
             Role::Client
         } else {
             Role::Server
@@ -755,9 +820,14 @@ impl Context {
             true => (Role::Server, self.effective(self.mode())),
             false => (Role::Client, self.mode()),
         };
-        if role == Role::Client && !self.has_clients.load(Relaxed) {
-            self.has_clients.store(true, Relaxed);
+        if role == Role::Client {
+            self.note_clients();
         }
+        if self.max_age() > 0 {
+            session.note_origin(now());
+        }
+        let chain = (role == Role::Server && self.reverifies()).then(|| connection.chain()).flatten();
+        let session = &session.with_chain(chain);
         if mode & SSL_SESS_CACHE_NO_INTERNAL_STORE == 0 && self.is_looked_up_later(connection) {
             self.store(session.clone(), Collision::Replace, role);
         }
@@ -789,14 +859,14 @@ impl Context {
                 self.count(Count::Misses);
                 return self.lookup_external(ctx, connection, &key, once);
             }
-            if let Some(session) = self.lookup_internal(ctx, &key, once) {
+            if let Some(session) = self.lookup_internal(ctx, connection, &key, once) {
                 return Some(session);
             }
         }
         self.lookup_external(ctx, connection, &key, once)
     }
 
-    fn lookup_internal(&self, ctx: Ctx, key: &Key, once: bool) -> Option<Session> {
+    fn lookup_internal(&self, ctx: Ctx, connection: &Connection, key: &Key, once: bool) -> Option<Session> {
         let found = if once { self.cache().take(key) } else { self.cache().get(key) };
         let Some(session) = found else {
             self.count(Count::Misses);
@@ -810,12 +880,23 @@ impl Context {
                 self.count(Count::Replays);
                 return None;
             }
+            if self.is_too_old(&session) || !self.still_accepts(connection, &session) {
+                self.count(Count::Unusable);
+                return None;
+            }
             self.count(Count::Hits);
             ctx.claim(&session);
             return Some(session);
         }
+        if self.is_too_old(&session) {
+            self.count(Count::Misses);
+            if let Some(session) = self.cache().take(key) {
+                self.departed(session, Count::Expired);
+            }
+            return None;
+        }
         // A session removed and added again is still marked. Libssl would refuse it, or break off the handshake.
-        if !session.is_resumable() {
+        if !session.is_resumable() || !self.still_accepts(connection, &session) {
             self.count(Count::Unusable);
             return None;
         }
@@ -824,6 +905,11 @@ impl Context {
             self.renew(&session);
         }
         Some(session)
+    }
+
+    /// Whether the client of a session would be accepted now (ISO3).
+    fn still_accepts(&self, connection: &Connection, session: &Session) -> bool {
+        !self.reverifies() || connection.would_accept(session)
     }
 
     fn lookup_external(&self, ctx: Ctx, connection: &Connection, key: &Key, once: bool) -> Option<Session> {
@@ -836,7 +922,7 @@ impl Context {
         };
         // CB10, and what makes libssl crash in any semantics. Dropping the reference settles it as CB8 says.
         let as_promised = || session.has_master_key() && session.is_resumable() && session.key() == *key;
-        let usable = session.has_cipher() && (!self.is_documented() || as_promised());
+        let usable = session.has_cipher() && (!self.is_documented() || as_promised()) && !self.is_too_old(&session);
         if !usable {
             self.count(Count::ExternalRefused);
             return None;
@@ -874,7 +960,13 @@ impl Context {
     /// against the time it was issued.
     fn renew(&self, session: &Session) {
         let now = now();
-        if self.has_mode(SSL_SESS_CACHE_UPDATE_TIME) && session.expiry() >= now && !session.allows_early_data() {
+        // Without a note of when it began, its time is all there is to judge its age by.
+        let keeps_time = self.max_age() > 0 && session.origin().is_none();
+        if self.has_mode(SSL_SESS_CACHE_UPDATE_TIME)
+            && session.expiry() >= now
+            && !session.allows_early_data()
+            && !keeps_time
+        {
             session.set_time(now);
             self.cache().expiry_changed(session);
         }

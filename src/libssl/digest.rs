@@ -23,7 +23,7 @@ pub const PROTOCOL_OPTIONS: u64 = 0x3e00_0000;
 const SET_CURRENT_CERT: c_int = 117; // SSL_CTRL_SET_CURRENT_CERT
 const GET_MIN_PROTO_VERSION: c_int = 130; // SSL_CTRL_GET_MIN_PROTO_VERSION
 const GET_MAX_PROTO_VERSION: c_int = 131; // SSL_CTRL_GET_MAX_PROTO_VERSION
-const GET_VERIFY_CERT_STORE: c_int = 137; // SSL_CTRL_GET_VERIFY_CERT_STORE, which 1.1.1 does not know
+pub const GET_VERIFY_CERT_STORE: c_int = 137; // SSL_CTRL_GET_VERIFY_CERT_STORE, which 1.1.1 does not know
 
 /// Parts, each after its label and length.
 struct Transcript<'a> {
@@ -183,6 +183,7 @@ pub fn identity(ctx: *mut SSL_CTX, known: &Known) -> Option<[u64; 2]> {
     // The sessions of clients are in no shared cache.
     all.bytes("role", b"server");
     all.bytes("id context", &known.id_context);
+    all.bytes("label", known.label.as_bytes());
     // SAFETY: the context is alive, and so is what it has.
     unsafe {
         all.number("verify mode", (table.SSL_CTX_get_verify_mode)(ctx) as u64);

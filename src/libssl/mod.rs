@@ -14,6 +14,7 @@ mod session;
 mod table;
 pub mod types;
 pub mod unclean;
+mod verify;
 
 pub use callbacks::Slot;
 pub use connection::Connection;

@@ -10,7 +10,7 @@ use crate::log;
 use libc::c_void;
 use std::ptr::NonNull;
 use std::sync::atomic::{
-    AtomicU64,
+    AtomicBool, AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
 };
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -22,6 +22,7 @@ pub struct Service {
     /// What `outline` was when the identity was worked out.
     outline: AtomicU64,
     identity: [AtomicU64; 2],
+    follows_store: AtomicBool,
     details: Mutex<Details>,
 }
 
@@ -37,6 +38,8 @@ pub struct Details {
 #[derive(Default)]
 pub struct Known {
     pub id_context: Vec<u8>,
+    /// Of the cache's URL: keeps apart what is equal otherwise.
+    pub label: String,
     /// The callback of SSL_CTX_set_cert_verify_callback(3) and its argument.
     pub cert_verify: [usize; 2],
     /// What no other SSL_CTX has, except in processes that were forked from this one.
@@ -106,6 +109,26 @@ impl Service {
         details.known.id_context = id_context.to_vec();
     }
 
+    /// Whether the program has set one that is not empty.
+    pub fn has_id_context(&self) -> bool {
+        !self.details().known.id_context.is_empty()
+    }
+
+    /// The cache's URL gives the service a label.
+    pub fn set_label(&self, label: &str) {
+        let mut details = self.details();
+        if details.known.label != label {
+            self.outline.store(0, Release);
+            details.known.label = label.into();
+        }
+    }
+
+    /// Whether what the trust store reads at run time makes the context another service. Not where certificates are
+    /// verified again: a store that reads folders when it needs them would be another service each time.
+    pub fn follow_store(&self, follow: bool) {
+        self.follows_store.store(follow, Relaxed);
+    }
+
     /// SSL_CTX_set_cert_verify_callback(3) was called.
     pub fn set_cert_verify(&self, callback: CertVerifyCallback, argument: *mut c_void) {
         let mut details = self.details();
@@ -115,7 +138,7 @@ impl Service {
 
     /// Contexts with equal identities are the same service.
     pub fn identity(&self, ctx: Ctx) -> [u64; 2] {
-        let outline = outline(ctx.as_ptr());
+        let outline = outline(ctx.as_ptr(), self.follows_store.load(Relaxed));
         if self.outline.load(Acquire) != outline {
             self.work_out(ctx, outline);
         }
@@ -152,10 +175,10 @@ impl Service {
 
 /// A number that is another one when the context was changed in what its identity is made of. Never 0.
 ///
-/// It is asked for at each lookup, so it looks at addresses and numbers: another store, or more objects in it; another
-/// certificate; other parameters, callbacks, names, bounds, ciphers. Lists are kept by address, length, first and last
-/// element; objects in a store by how many there are (none is ever removed from one).
-fn outline(ctx: *mut SSL_CTX) -> u64 {
+/// It is asked for at each lookup, so it looks at addresses and numbers: another store, or with `follows_store` more
+/// objects in it (none is ever removed from one); another certificate; other parameters, callbacks, names, bounds,
+/// ciphers. Lists are compared by address, length, first and last element.
+fn outline(ctx: *mut SSL_CTX, follows_store: bool) -> u64 {
     let table = table();
     let mut outline = 1;
     let mut mix = |value: u64| outline = (outline ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
@@ -177,7 +200,9 @@ fn outline(ctx: *mut SSL_CTX) -> u64 {
         for store in [(table.SSL_CTX_get_cert_store)(ctx), digest::verify_store(ctx)] {
             mix(store as u64);
             if !store.is_null() {
-                mix((table.OPENSSL_sk_num)((table.X509_STORE_get0_objects)(store)) as u64);
+                if follows_store {
+                    mix((table.OPENSSL_sk_num)((table.X509_STORE_get0_objects)(store)) as u64);
+                }
                 mix((table.X509_VERIFY_PARAM_get_flags)((table.X509_STORE_get0_param)(store)) as u64);
             }
         }
