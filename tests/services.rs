@@ -172,19 +172,57 @@ fn iso1_nginx_and_a_list_of_revoked_certificates() {
     }
 }
 
+/// A virtual host that demands certificates, behind one that does not: libssl looks sessions up before it knows which is
+/// meant, and keeps them all in the context of the first.
+#[test]
+fn iso1_virtual_hosts_of_nginx() {
+    let pki = Pki::new();
+    let host = |more: &str| {
+        format!(
+            "return 200; }} server {{ listen 127.0.0.1:@PORT@ ssl; server_name secret.test; ssl_certificate cert.pem; \
+             ssl_certificate_key key.pem; ssl_protocols TLSv1.2 TLSv1.3; ssl_session_tickets off; \
+             ssl_session_cache builtin; ssl_verify_client on; ssl_client_certificate a.pem; {more}"
+        )
+    };
+    for version in [TLS12, TLS13] {
+        let shared = SharedCache::new();
+        let version = [version, &["-servername", "secret.test"]].concat();
+        let serve = |more: &str| nginx_with(&pki, &shared.url(), &host(more));
+        let one = serve("");
+        assert_eq!(pki.visit(one.port, &version, None, Some("one")), Some(false));
+        assert_eq!(pki.visit(one.port, &version, Some("one"), None), Some(true), "{version:?}");
+        // An equal one, once it has seen what it does for that name.
+        let equal = serve("");
+        assert_eq!(pki.visit(equal.port, &version, None, None), Some(false));
+        assert_eq!(pki.visit(equal.port, &version, Some("one"), None), Some(true), "{version:?}: an equal one");
+        for visits in 0..2 {
+            let revoking = serve("ssl_crl crl.pem;");
+            for _ in 0..visits {
+                pki.visit(revoking.port, &version, None, None);
+            }
+            assert_eq!(pki.visit(revoking.port, &version, Some("one"), None), Some(false), "{version:?}: revoked");
+        }
+    }
+}
+
 /// An nginx that demands certificates of CA a.
 fn nginx(pki: &Pki, cache: &str, more: &str) -> Server {
+    nginx_with(pki, cache, &format!("ssl_verify_client on; ssl_client_certificate a.pem; {more}"))
+}
+
+/// With this in its server, before the answer.
+fn nginx_with(pki: &Pki, cache: &str, more: &str) -> Server {
     pki.0.certificate();
     let port = free_port();
     let conf = pki.0.file(&format!("nginx-{port}.conf"));
     let template = fs::read_to_string(repository("tests/programs/nginx.conf")).unwrap();
     let filled = template
+        .replace("return 200", &format!("{more}\nreturn 200"))
         .replace("@WORKERS@", "1")
         .replace("@PORT@", &port.to_string())
         .replace("@PROTOCOL@", "TLSv1.2 TLSv1.3")
         .replace("@CACHE@", "builtin")
-        .replace("nginx.pid", &format!("nginx-{port}.pid"))
-        .replace("return 200", &format!("ssl_verify_client on; ssl_client_certificate a.pem; {more}\nreturn 200"));
+        .replace("nginx.pid", &format!("nginx-{port}.pid"));
     fs::write(&conf, filled).unwrap();
     let mut command = Command::new(program("nginx", "nginx"));
     command.arg("-p").arg(pki.0.path()).arg("-c").arg(conf).args(["-e", "error.log"]);

@@ -55,7 +55,12 @@ pub unsafe extern "C" fn SSL_set_SSL_CTX(ssl: *mut SSL, ctx: *mut SSL_CTX) -> *m
         (!ssl.is_null()).then(|| unsafe {
             match elsewhere(ssl) {
                 Some(other) => (other.SSL_set_SSL_CTX)(ssl, ctx),
-                None => context::switch(ssl, ctx),
+                None => {
+                    if let Some(context) = ours(ctx) {
+                        context.switched_to();
+                    }
+                    context::switch(ssl, ctx)
+                }
             }
         })
     })

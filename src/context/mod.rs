@@ -11,7 +11,7 @@ mod spent;
 use crate::cache::{self, Cache, Collision, Departure, Eviction, Inserted, Key, Place, Seconds, Session as _};
 use crate::config::{self, IdContext, Internal, Reverify, Semantics, Tickets, Unclean};
 use crate::libssl::{self, now, types::*};
-use crate::libssl::{Connection, Ctx, CtxCell, Hooks, Service, Session, SessionTable, Slot};
+use crate::libssl::{Connection, Ctx, CtxCell, Deviation, Hooks, Learned, Service, Session, SessionTable, Slot};
 use crate::{log, totals};
 use caches::Caches;
 use counters::{Count, Counters};
@@ -58,6 +58,8 @@ pub struct Context {
     caches: Caches,
     /// Whose sessions are this context's in a cache that others use, too.
     service: Service,
+    /// How its connections turn out.
+    learned: Learned,
     /// Tickets accepted for early data that an external cache might bring back.
     spent: Spent,
     /// One thread at a time clears expired sessions; nobody waits for it.
@@ -127,6 +129,7 @@ impl Context {
             counters: Counters::default(),
             caches: Caches::new(),
             service: Service::default(),
+            learned: Learned::default(),
             spent: Spent::new(),
             sweep: parking_lot::Mutex::default(),
             table: Mutex::new(None),
@@ -153,6 +156,7 @@ impl Context {
             context.get_callback.set(None);
             context.counters.begin(config.semantics as u32);
             context.service.reset();
+            context.learned.forget();
             context.sized.store(false, Relaxed);
             context.has_clients.store(false, Relaxed);
             context.set_tickets(config.tickets);
@@ -320,6 +324,37 @@ impl Context {
             Some(Reverify::On) => true,
             Some(Reverify::Off) => false,
             _ => self.caches.current().is_shared(),
+        }
+    }
+
+    /// What the sessions of `connection` carry in a shared cache, now that its handshake has been made.
+    fn tag(&self, connection: &Connection) -> [u64; 2] {
+        let Some(ctx) = self.ctx() else { return [0; 2] };
+        let now = self.service.deviation(connection, ctx);
+        let name = connection.name();
+        if connection.is_resumed() {
+            // Not all callbacks are called then: what they did in the full handshake is known.
+            let learned = self.learned.look(&name).unwrap_or(now);
+            return learned.tag(learned_identity(&learned).unwrap_or_default());
+        }
+        let tag = now.tag(current_identity(&now));
+        self.learned.note(name, now);
+        tag
+    }
+
+    /// The same for a connection whose client proposes a session, and the context that it is going to be switched to. `None`
+    /// if that cannot be told.
+    fn expected_tag(&self, connection: &Connection, ctx: Ctx) -> Option<([u64; 2], Option<&'static Context>)> {
+        let now = self.service.deviation(connection, ctx);
+        let expected = self.learned.expect(connection, now)?;
+        let switched = (expected.ctx != 0).then(|| registry::find(expected.ctx as *mut SSL_CTX)).flatten();
+        Some((expected.tag(learned_identity(&expected)?), switched))
+    }
+
+    /// A connection is switched to this context: it is as it is now.
+    pub fn switched_to(&self) {
+        if let Some(ctx) = self.ctx().filter(|_| self.caches.current().is_shared()) {
+            self.service.identity(ctx);
         }
     }
 
@@ -712,7 +747,38 @@ pub fn expiry_changed(session: &Session) {
         })
         .flatten()
         .filter(|cache| !cache.is_empty())
-        .for_each(|cache| cache.expiry_changed(session));
+        .for_each(|cache| {
+            if !cache.is_shared() {
+                return cache.expiry_changed(session);
+            }
+            // An object that only has the id of a cached session is none of the cache's business. And what the cache keeps
+            // beside the session stays.
+            match cache.get(&session.key()) {
+                Some(cached) if cached.has_secret_of(session) => {
+                    let kept = session.with_chain(cached.chain().cloned()).with_tag(cached.tag());
+                    cache.expiry_changed(&kept);
+                }
+                _ => {}
+            }
+        });
+}
+
+/// The identity of the context that a connection was switched to and which it keeps alive.
+fn current_identity(deviation: &Deviation) -> [u64; 2] {
+    let context = (deviation.ctx != 0).then(|| registry::find(deviation.ctx as *mut SSL_CTX)).flatten();
+    match context.and_then(|context| Some((context, context.ctx()?))) {
+        Some((context, ctx)) => context.service.identity(ctx),
+        // One that is not ours cannot be compared.
+        None => [deviation.ctx as u64, std::process::id().into()],
+    }
+}
+
+/// The same for one that need not be alive any more: as it was when a connection was last switched to it.
+fn learned_identity(deviation: &Deviation) -> Option<[u64; 2]> {
+    match deviation.ctx {
+        0 => Some([0; 2]),
+        ctx => Some(registry::find(ctx as *mut SSL_CTX)?.service.last_identity()),
+    }
 }
 
 /// What is shared with other processes is told that this one has gone.
@@ -827,7 +893,9 @@ impl Context {
             session.note_origin(now());
         }
         let chain = (role == Role::Server && self.reverifies()).then(|| connection.chain()).flatten();
-        let session = &session.with_chain(chain);
+        let shares = role == Role::Server && self.caches.current().is_shared();
+        let tag = if shares { self.tag(connection) } else { [0; 2] };
+        let session = &session.with_chain(chain).with_tag(tag);
         if mode & SSL_SESS_CACHE_NO_INTERNAL_STORE == 0 && self.is_looked_up_later(connection) {
             self.store(session.clone(), Collision::Replace, role);
         }
@@ -909,7 +977,16 @@ impl Context {
 
     /// Whether the client of a session would be accepted now (ISO3).
     fn still_accepts(&self, connection: &Connection, session: &Session) -> bool {
-        !self.reverifies() || connection.would_accept(session)
+        let mut store = None;
+        if self.caches.current().is_shared() {
+            match self.ctx().and_then(|ctx| self.expected_tag(connection, ctx)) {
+                Some((tag, switched)) if tag == session.tag() => {
+                    store = switched.filter(|_| self.reverifies()).and_then(|context| context.service.store());
+                }
+                _ => return false,
+            }
+        }
+        !self.reverifies() || connection.would_accept(session, store.as_ref())
     }
 
     fn lookup_external(&self, ctx: Ctx, connection: &Connection, key: &Key, once: bool) -> Option<Session> {
@@ -1037,6 +1114,7 @@ pub mod fork {
             context.spent.hold(),
             Box::new(context.lock_table()),
             Box::new(context.service.details()),
+            Box::new(context.learned.hold()),
         ]);
         held
     }

@@ -227,6 +227,29 @@ pub fn identity(ctx: *mut SSL_CTX, known: &Known) -> Option<[u64; 2]> {
     all.finish()
 }
 
+/// Tells a certificate from others; never 0.
+///
+/// # Safety
+/// `certificate` is alive.
+pub unsafe fn certificate_number(certificate: *const X509) -> u64 {
+    let mut digest = [0; DIGEST];
+    // SAFETY: by the caller's promise; the place is as long as SHA-256's digest.
+    let done = unsafe { (table().X509_digest)(certificate, (table().EVP_sha256)(), digest.as_mut_ptr(), null_mut()) };
+    if done != 1 {
+        return certificate as u64;
+    }
+    u64::from_le_bytes(std::array::from_fn(|byte| digest[byte])).max(1)
+}
+
+/// The addresses of the certificates that a context has, one for each kind of key.
+pub fn certificates(ctx: *mut SSL_CTX) -> Vec<usize> {
+    let mut found = Vec::new();
+    if let Some(probe) = Probe::new(ctx) {
+        probe.each_certificate(&mut |certificate| found.push(certificate as usize));
+    }
+    found
+}
+
 /// The names of CAs that clients are told.
 pub fn lists(ctx: *mut SSL_CTX) -> [*const c_void; 2] {
     // SAFETY: the context is alive.

@@ -3,6 +3,7 @@
 mod callbacks;
 mod connection;
 pub mod context;
+mod deviation;
 mod digest;
 pub mod error;
 pub mod generator;
@@ -19,9 +20,10 @@ mod verify;
 pub use callbacks::Slot;
 pub use connection::Connection;
 pub use context::{Ctx, CtxCell, Hooks};
+pub use deviation::{Deviation, Learned};
 pub use lhash::SessionTable;
 pub use marker::{forget as forget_markers, prepare as prepare_marker};
-pub use service::Service;
+pub use service::{Service, Store};
 pub use session::{now, Session};
 pub use table::{elsewhere, elsewhere_session, look_ahead, table, table_of, version};
 

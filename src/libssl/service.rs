@@ -5,7 +5,7 @@
 
 use super::digest;
 use super::types::{CertVerifyCallback, SSL_CTX, X509};
-use super::{table, Ctx};
+use super::{table, Connection, Ctx, Deviation};
 use crate::log;
 use libc::c_void;
 use std::ptr::NonNull;
@@ -31,6 +31,8 @@ pub struct Details {
     known: Known,
     /// Kept, so that no other object has their addresses.
     certificate: Option<Certificate>,
+    /// The addresses of all of them, one for each kind of key.
+    certificates: Vec<usize>,
     stores: [Option<Store>; 2],
 }
 
@@ -60,12 +62,16 @@ impl Drop for Certificate {
 }
 
 /// One counted reference to an X509_STORE.
-struct Store(NonNull<c_void>);
+pub struct Store(NonNull<c_void>);
 
 // SAFETY: libcrypto counts references to stores atomically, and only the reference is used.
 unsafe impl Send for Store {}
 
 impl Store {
+    pub fn as_ptr(&self) -> *mut c_void {
+        self.0.as_ptr()
+    }
+
     /// # Safety
     /// `store` is NULL or alive.
     unsafe fn keep(store: *mut c_void) -> Option<Store> {
@@ -145,6 +151,25 @@ impl Service {
         self.identity.each_ref().map(|word| word.load(Relaxed))
     }
 
+    /// What `identity` last said: the SSL_CTX may be gone.
+    pub fn last_identity(&self) -> [u64; 2] {
+        self.identity.each_ref().map(|word| word.load(Relaxed))
+    }
+
+    /// What its context verifies clients with, as of when the identity was last worked out: the SSL_CTX may be gone.
+    pub fn store(&self) -> Option<Store> {
+        let details = self.details();
+        let [own, verify] = &details.stores;
+        // SAFETY: a reference that is kept is to a store that is alive.
+        verify.as_ref().or(own.as_ref()).and_then(|store| unsafe { Store::keep(store.as_ptr()) })
+    }
+
+    /// How a connection deviates from this service's context.
+    pub fn deviation(&self, connection: &Connection, ctx: Ctx) -> Deviation {
+        let knows = |certificate: usize| self.details().certificates.contains(&certificate);
+        connection.deviation(ctx, knows, || self.details().known.own)
+    }
+
     #[cold]
     fn work_out(&self, ctx: Ctx, outline: u64) {
         // SAFETY: the context is alive, and so are its certificate and its stores.
@@ -155,7 +180,9 @@ impl Service {
                     .map(|store| Store::keep(store)),
             )
         };
+        let certificates = quietly(|| digest::certificates(ctx.as_ptr()));
         let mut details = self.details();
+        details.certificates = certificates;
         let identity = quietly(|| digest::identity(ctx.as_ptr(), &details.known));
         let identity = identity.unwrap_or_else(|| nobody_else(&details.known));
         let before =

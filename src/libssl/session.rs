@@ -6,6 +6,7 @@ use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::ptr::{null_mut, NonNull};
 use std::sync::Arc;
+use zeroize::Zeroizing;
 
 /// The time, as libssl itself asks for it: some milliseconds late, and for less than a precise one costs.
 pub fn now() -> Seconds {
@@ -18,6 +19,8 @@ pub fn now() -> Seconds {
 pub struct Session {
     object: NonNull<SSL_SESSION>,
     chain: Option<Chain>,
+    /// See [`super::Deviation::tag`].
+    tag: [u64; 2],
 }
 
 // SAFETY: libssl counts references atomically and hands sessions from thread to thread itself; what is read here
@@ -42,7 +45,7 @@ impl Session {
     /// # Safety
     /// `session` is NULL or a session of which the caller owns a reference and gives it away.
     pub unsafe fn from_owned(session: *mut SSL_SESSION) -> Option<Session> {
-        Some(Session { object: NonNull::new(session)?, chain: None })
+        Some(Session { object: NonNull::new(session)?, chain: None, tag: [0; 2] })
     }
 
     /// Borrows for as long as the caller's reference lasts; `None` for NULL.
@@ -51,7 +54,7 @@ impl Session {
     /// `session` is NULL or a session that stays alive as long as the result.
     pub unsafe fn borrow(session: *mut SSL_SESSION) -> Option<Borrowed> {
         // The chain is none, so nothing is left undropped.
-        Some(Borrowed(ManuallyDrop::new(Session { object: NonNull::new(session)?, chain: None })))
+        Some(Borrowed(ManuallyDrop::new(Session { object: NonNull::new(session)?, chain: None, tag: [0; 2] })))
     }
 
     /// A new, empty session that can be found under `key`.
@@ -86,6 +89,30 @@ impl Session {
         let mut session = self.clone();
         session.chain = chain;
         session
+    }
+
+    /// What connections must have been told to resume it.
+    pub fn tag(&self) -> [u64; 2] {
+        self.tag
+    }
+
+    /// One more reference, with this tag.
+    pub fn with_tag(&self, tag: [u64; 2]) -> Session {
+        let mut session = self.clone();
+        session.tag = tag;
+        session
+    }
+
+    /// Whether both have the same secret.
+    pub fn has_secret_of(&self, other: &Session) -> bool {
+        let secret = |session: &Session| {
+            let mut secret = Zeroizing::new([0; 64]);
+            // SAFETY: the session is alive, and the place as long as is said.
+            let length =
+                unsafe { (table().SSL_SESSION_get_master_key)(session.as_ptr(), secret.as_mut_ptr(), secret.len()) };
+            (length, secret)
+        };
+        secret(self) == secret(other)
     }
 
     pub fn id(&self) -> &[u8] {
@@ -192,7 +219,8 @@ impl Session {
     }
 }
 
-/// What stands before a session that leaves the process; then come the length of its chain, the chain, and its DER.
+/// What stands before a session that leaves the process; then come its tag, the length of its chain, the chain, and its
+/// DER.
 const PLAIN: u8 = 2;
 const MARKED: u8 = 3;
 
@@ -201,7 +229,7 @@ impl Session {
     pub fn unmarked_copy(&self) -> Option<Session> {
         let mut der = Vec::new();
         let copy = (!self.is_judged() && self.write_der(&mut der)).then(|| Session::read_der(&der))??;
-        Some(copy.with_chain(self.chain.clone()))
+        Some(copy.with_chain(self.chain.clone()).with_tag(self.tag))
     }
 
     /// Whether the program has noted something (ex_data) on a session whose peer showed a certificate. It may be all that
@@ -259,6 +287,7 @@ impl Session {
 impl cache::Portable for Session {
     fn write(&self, out: &mut Vec<u8>) -> bool {
         out.push(if self.is_resumable() { PLAIN } else { MARKED });
+        self.tag.iter().for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
         let chain: &[u8] = self.chain.as_ref().map_or(&[], |chain| chain);
         out.extend_from_slice(&(chain.len() as u32).to_le_bytes());
         out.extend_from_slice(chain);
@@ -267,6 +296,8 @@ impl cache::Portable for Session {
 
     fn read(bytes: &[u8]) -> Option<Session> {
         let (&mark, rest) = bytes.split_first()?;
+        let (tag, rest) = rest.split_first_chunk::<16>()?;
+        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| tag[at * 8 + byte]));
         let (length, rest) = rest.split_first_chunk()?;
         let (chain, der) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
         let session = Session::read_der(der)?;
@@ -276,7 +307,7 @@ impl cache::Portable for Session {
             _ => return None,
         }
         let chain = (!chain.is_empty()).then(|| Arc::new(chain.to_vec()));
-        Some(session.with_chain(chain))
+        Some(session.with_chain(chain).with_tag([word(0), word(1)]))
     }
 }
 
@@ -284,7 +315,7 @@ impl Clone for Session {
     fn clone(&self) -> Session {
         // SAFETY: the session is alive, and the new reference is what the result owns.
         unsafe { (table().SSL_SESSION_up_ref)(self.as_ptr()) };
-        Session { object: self.object, chain: self.chain.clone() }
+        Session { object: self.object, chain: self.chain.clone(), tag: self.tag }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::digest::{for_each, GET_VERIFY_CERT_STORE};
 use super::types::{SSL_SESSION, X509, X509_STORE_CTX};
-use super::{is_3_or_later, table, Connection, Session};
+use super::{is_3_or_later, table, Connection, Session, Store};
 use libc::{c_int, c_long, c_uint, c_void};
 use std::ptr::{null_mut, NonNull};
 use std::sync::{Arc, Mutex};
@@ -45,7 +45,9 @@ impl Connection {
     /// Whether this connection's context would come to the result that `session` carries, if the client showed its
     /// certificate now. The program's own callbacks are not called: where there is a verify callback, it is taken for one
     /// that lets the handshake go on and leaves the result as it is.
-    pub fn would_accept(&self, session: &Session) -> bool {
+    ///
+    /// `store` is what is going to be verified with where that is not the store of the connection's present context.
+    pub fn would_accept(&self, session: &Session, store: Option<&Store>) -> bool {
         // SAFETY: the session is alive.
         let peer = unsafe { (table().SSL_SESSION_get0_peer)(session.as_ptr()) };
         if peer.is_null() {
@@ -60,7 +62,7 @@ impl Connection {
         // SAFETY: marks in the error queue of this thread have no preconditions.
         unsafe { (table().ERR_set_mark)() };
         // SAFETY: the certificate is the session's, which outlives the call.
-        let result = unsafe { self.verify(peer, session.chain()) };
+        let result = unsafe { self.verify(peer, session.chain(), store) };
         // SAFETY: as above. What went wrong is no error of the program's.
         unsafe { (table().ERR_pop_to_mark)() };
         result.is_some() && result == session.verify_result()
@@ -70,13 +72,13 @@ impl Connection {
     ///
     /// # Safety
     /// `peer` is alive.
-    unsafe fn verify(&self, peer: *mut X509, chain: Option<&Chain>) -> Option<c_long> {
+    unsafe fn verify(&self, peer: *mut X509, chain: Option<&Chain>, store: Option<&Store>) -> Option<c_long> {
         let (table, ssl) = (table(), self.as_ptr());
         let untrusted = Untrusted::read(chain.map_or(&[], |chain| chain))?;
         // SAFETY: the connection is alive and so are its context, store and parameters; the rest is this function's own.
         unsafe {
-            let mut store: *mut c_void = null_mut();
-            if is_3_or_later() {
+            let mut store: *mut c_void = store.map_or(null_mut(), Store::as_ptr);
+            if store.is_null() && is_3_or_later() {
                 (table.SSL_ctrl)(ssl, GET_VERIFY_CERT_STORE, 0, (&raw mut store).cast());
             }
             if store.is_null() {
