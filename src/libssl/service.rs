@@ -202,9 +202,10 @@ impl Service {
 
 /// A number that is another one when the context was changed in what its identity is made of. Never 0.
 ///
-/// It is asked for at each lookup, so it looks at addresses and numbers: another store, or with `follows_store` more
-/// objects in it (none is ever removed from one); another certificate; other parameters, callbacks, names, bounds,
-/// ciphers. Lists are compared by address, length, first and last element.
+/// It is asked for at each lookup, so it looks at addresses and numbers: another store; another certificate; other
+/// parameters, callbacks, names, bounds, ciphers (a list of ciphers by its address and length). With `follows_store` also
+/// more objects in a store (none is ever removed from one), and its flags: where certificates are verified again, that
+/// judges them as they are.
 fn outline(ctx: *mut SSL_CTX, follows_store: bool) -> u64 {
     let table = table();
     let mut outline = 1;
@@ -224,23 +225,21 @@ fn outline(ctx: *mut SSL_CTX, follows_store: bool) -> u64 {
         if let Some(host) = table.X509_VERIFY_PARAM_get0_host {
             mix(host(param, 0) as u64);
         }
-        for store in [(table.SSL_CTX_get_cert_store)(ctx), digest::verify_store(ctx)] {
-            mix(store as u64);
-            if !store.is_null() {
-                if follows_store {
+        mix((table.SSL_CTX_get_cert_store)(ctx) as u64);
+        if follows_store {
+            for store in [(table.SSL_CTX_get_cert_store)(ctx), digest::verify_store(ctx)] {
+                mix(store as u64);
+                if !store.is_null() {
                     mix((table.OPENSSL_sk_num)((table.X509_STORE_get0_objects)(store)) as u64);
+                    mix((table.X509_VERIFY_PARAM_get_flags)((table.X509_STORE_get0_param)(store)) as u64);
                 }
-                mix((table.X509_VERIFY_PARAM_get_flags)((table.X509_STORE_get0_param)(store)) as u64);
             }
         }
         mix(digest::bounds(ctx));
         mix((table.SSL_CTX_get_options)(ctx) & digest::PROTOCOL_OPTIONS);
         mix((table.SSL_CTX_get_security_level)(ctx) as u64);
         let ciphers = (table.SSL_CTX_get_ciphers)(ctx);
-        let count = (table.OPENSSL_sk_num)(ciphers);
-        mix(ciphers as u64 ^ (count as u64) << 48);
-        mix((table.OPENSSL_sk_value)(ciphers, 0) as u64);
-        mix((table.OPENSSL_sk_value)(ciphers, count - 1) as u64);
+        mix(ciphers as u64 ^ ((table.OPENSSL_sk_num)(ciphers) as u64) << 48);
     }
     for names in digest::lists(ctx) {
         mix(names as u64);

@@ -475,8 +475,11 @@ mod tests {
                 deadline: Duration::from_millis(20),
                 connect: Duration::from_secs(1),
                 queue: 65536,
+                service: String::new(),
             }
         );
+        assert_eq!(spec("redis://h?key=/k&service=a.b").service, "a.b");
+        assert!("redis://h?key=/k&service=".parse::<Spec>().unwrap_err().contains("service is no label"));
     }
 
     #[test]
