@@ -108,7 +108,6 @@ static void host(SSL_CTX *ctx)
 }
 static void depth(SSL_CTX *ctx) { no_callback(ctx); SSL_CTX_set_verify_depth(ctx, 3); }
 static void level(SSL_CTX *ctx) { no_callback(ctx); SSL_CTX_set_security_level(ctx, 0); }
-static void level1(SSL_CTX *ctx) { no_callback(ctx); SSL_CTX_set_security_level(ctx, 1); }
 
 /* Each of them is a service of its own, and two with the same are one. Set after a session came, it counts as well. */
 static void ISO1_settings_tell_services_apart(void **state)
@@ -116,7 +115,7 @@ static void ISO1_settings_tell_services_apart(void **state)
     static const struct { const char *what; void (*set)(SSL_CTX *); int shared; } settings[] = {
         { "no callback", no_callback, 1 }, { "one that accepts all", all, 1 }, { "another", some, 1 },
         { "a cert verify callback", whole, 1 }, { "with an argument", with_argument, 0 }, { "a purpose", purpose, 1 },
-        { "a depth", depth, 1 }, { "security level 1", level1, 1 }, { "security level 0", level, 1 },
+        { "a depth", depth, 1 }, { "security level 0", level, 1 },
 #if OPENSSL_VERSION_NUMBER >= 0x30000000L
         { "a host", host, 1 },
 #endif

@@ -6,6 +6,7 @@ mod common;
 
 use common::{free_port, openssl, program, repository, s_client, succeed, Keeper, Sandbox, Server, SharedCache};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread::sleep;
@@ -402,5 +403,44 @@ fn a_session_id_context_for_php() {
             let reuse = common::reconnect(server.port, &[client, &["-n", "10"]].concat());
             assert_eq!(reuse.resumed, resumed, "{version}, {id_context}: {reuse:?}");
         }
+    }
+}
+
+/// The same in a cache in Redis: another trust store, an equal server, a client revoked while the servers run, and a
+/// maximum age.
+#[test]
+fn iso1_iso3_and_life1_in_redis() {
+    let pki = Pki::new();
+    pki.list("a", "empty.pem", "");
+    sleep(Duration::from_millis(1100));
+    let key = pki.0.file("fleet.key");
+    fs::write(&key, "0123456789abcdef".repeat(4)).unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+    let port = free_port();
+    let mut redis = Command::new(program("redis-server", "redis-server"));
+    redis.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+    let redis = Server::start(redis.current_dir(pki.0.path()), &pki.0, port);
+    let url = format!("redis://127.0.0.1:{}?key={}&deadline=1s", redis.port, key.display());
+    let options = ["ca=a.pem", "crl=empty.pem", "revoke=late.pem"];
+    for version in [TLS12, TLS13] {
+        let _ = fs::remove_file(pki.path("late.pem"));
+        let serve = |options: &[&str]| python(&pki, Keeper::StockLike, &url, &[("REPRISE_MAX_AGE", "60")], options);
+        let (one, equal, other) = (serve(&options), serve(&options), serve(&["ca=b.pem"]));
+        assert_eq!(pki.visit(one.port, version, None, Some("one")), Some(false));
+        sleep(Duration::from_millis(500)); // written behind
+        assert_ne!(pki.visit(other.port, version, Some("one"), None), Some(true), "{version:?}: another CA");
+        assert_eq!(pki.visit(equal.port, version, Some("one"), None), Some(true), "{version:?}: an equal one");
+        pki.revoke("a", "late.tmp");
+        fs::rename(pki.path("late.tmp"), pki.path("late.pem")).unwrap();
+        for server in [&one, &equal] {
+            assert_ne!(pki.visit(server.port, version, Some("one"), None), Some(true), "{version:?}: revoked");
+        }
+        let brief = [("REPRISE_MAX_AGE", "2")];
+        let [one, equal] = [(); 2].map(|()| python(&pki, Keeper::StockLike, &url, &brief, &["ca=a.pem"]));
+        assert_eq!(pki.visit(one.port, version, None, Some("two")), Some(false));
+        sleep(Duration::from_millis(500));
+        assert_eq!(pki.visit(equal.port, version, Some("two"), None), Some(true), "{version:?}: young");
+        sleep(Duration::from_millis(3000));
+        assert_eq!(pki.visit(equal.port, version, Some("two"), None), Some(false), "{version:?}: too old");
     }
 }

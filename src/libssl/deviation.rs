@@ -110,7 +110,7 @@ unsafe fn parameters(param: *mut c_void) -> [u64; 6] {
         let hidden = digest::hidden().map(|place| place.map_or(0, |place| place.read(param)) as u64);
         let host = table.X509_VERIFY_PARAM_get0_host.map_or(null(), |host| host(param, 0));
         [
-            (table.X509_VERIFY_PARAM_get_flags)(param) as u64,
+            (table.X509_VERIFY_PARAM_get_flags)(param),
             (table.X509_VERIFY_PARAM_get_depth)(param) as u64,
             (table.X509_VERIFY_PARAM_get_auth_level)(param) as u64,
             hidden[0],

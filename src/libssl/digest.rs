@@ -92,7 +92,7 @@ impl Transcript<'_> {
         let table = table();
         // SAFETY: by the caller's promise; what is returned are numbers, or texts of the parameters.
         unsafe {
-            self.number("flags", (table.X509_VERIFY_PARAM_get_flags)(param) as u64);
+            self.number("flags", (table.X509_VERIFY_PARAM_get_flags)(param));
             self.number("depth", (table.X509_VERIFY_PARAM_get_depth)(param) as u64);
             self.number("auth level", (table.X509_VERIFY_PARAM_get_auth_level)(param) as u64);
             self.number("time", (table.X509_VERIFY_PARAM_get_time)(param) as u64);

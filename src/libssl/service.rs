@@ -216,7 +216,7 @@ fn outline(ctx: *mut SSL_CTX, follows_store: bool) -> u64 {
         mix((table.SSL_CTX_get_verify_mode)(ctx) as u64);
         mix((table.SSL_CTX_get_verify_callback)(ctx) as u64);
         let param = (table.SSL_CTX_get0_param)(ctx);
-        mix((table.X509_VERIFY_PARAM_get_flags)(param) as u64);
+        mix((table.X509_VERIFY_PARAM_get_flags)(param));
         mix((table.X509_VERIFY_PARAM_get_depth)(param) as u64
             ^ ((table.X509_VERIFY_PARAM_get_auth_level)(param) as u64) << 32);
         for place in digest::hidden() {
@@ -231,7 +231,7 @@ fn outline(ctx: *mut SSL_CTX, follows_store: bool) -> u64 {
                 mix(store as u64);
                 if !store.is_null() {
                     mix((table.OPENSSL_sk_num)((table.X509_STORE_get0_objects)(store)) as u64);
-                    mix((table.X509_VERIFY_PARAM_get_flags)((table.X509_STORE_get0_param)(store)) as u64);
+                    mix((table.X509_VERIFY_PARAM_get_flags)((table.X509_STORE_get0_param)(store)));
                 }
             }
         }
