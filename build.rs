@@ -22,9 +22,9 @@ fn main() {
     println!("cargo:rustc-link-search=native={}", out.display());
     bindgen::Builder::default()
         .header("src/libssl/wrapper.h")
-        .allowlist_type("SSL|SSL_CTX|SSL_SESSION|SSL_METHOD|SSL_CIPHER|X509|ERR_STRING_DATA")
+        .allowlist_type("SSL|SSL_CTX|SSL_SESSION|SSL_METHOD|SSL_CIPHER|X509|X509_STORE_CTX|ERR_STRING_DATA")
         .default_enum_style(bindgen::EnumVariation::Consts)
-        .opaque_type("ssl_st|ssl_ctx_st|ssl_session_st|ssl_method_st|ssl_cipher_st|x509_st")
+        .opaque_type("ssl_st|ssl_ctx_st|ssl_session_st|ssl_method_st|ssl_cipher_st|x509_st|x509_store_ctx_st")
         .allowlist_type("reprise_constants")
         .allowlist_var("SSL_CTRL_.*SESS.*|SSL_SESS_CACHE_.*|SSL_SESSION_CACHE_MAX_SIZE_DEFAULT")
         .allowlist_var("TLS1_2_VERSION|TLS1_3_VERSION|SSL_MAX_SSL_SESSION_ID_LENGTH")

@@ -218,6 +218,12 @@ SSL *SSL_new(SSL_CTX *ctx);
 int SSL_CTX_set_session_id_context(SSL_CTX *ctx, const unsigned char *sid_ctx, unsigned int sid_ctx_len);
 
 /*
+ * Sets how the peers of a context's connections are verified (SSL_CTX_set_cert_verify_callback(3)). In a cache that
+ * others use as well, sessions do not cross to contexts where that is done in another way.
+ */
+void SSL_CTX_set_cert_verify_callback(SSL_CTX *ctx, int (*cb)(X509_STORE_CTX *store, void *arg), void *arg);
+
+/*
  * SSL_CTX_ctrl(3): the cache mode (44, 45), the cache size (42, 43) and the counters (20 to 31) are answered here,
  * everything else by libssl.
  */
@@ -354,6 +360,14 @@ int reprise_ctx_set_internal(SSL_CTX *ctx,
  * all contexts. Returns 1, or 0 with an error on the queue.
  */
 int reprise_ctx_set_unclean(SSL_CTX *ctx, int unclean);
+
+/*
+ * Sets the most seconds for which a session of an SSL_CTX is resumed after its full handshake, however often it was
+ * renewed; 0 for no limit. The environment variable REPRISE_MAX_AGE sets it for all contexts. Returns 1, or 0 with an
+ * error on the queue.
+ */
+int reprise_ctx_set_max_age(SSL_CTX *ctx,
+                            uint32_t seconds);
 
 /*
  * Fills in `*stats`, which has `size` bytes: pass sizeof(reprise_stats). A program made for an older version gets the

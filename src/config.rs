@@ -8,6 +8,9 @@
 //! | `REPRISE_TICKETS` | `as-is` (default) or `stateful` |
 //! | `REPRISE_INTERNAL` | `as-is` (default) or `always` |
 //! | `REPRISE_UNCLEAN` | `drop` (default) or `keep` |
+//! | `REPRISE_REVERIFY` | `shared` (default), `on` or `off` |
+//! | `REPRISE_MAX_AGE` | seconds; without it there is no limit |
+//! | `REPRISE_ID_CONTEXT` | `as-is` (default) or `auto` |
 //! | `REPRISE_LOG` | `error` (default) or `off` |
 //! | `REPRISE_STATUS` | `on` (default) or `off`: whether `reprise status` sees the program, see [`crate::board`] |
 //! | `REPRISE_STATS` | a file that the processes of a program count into, see [`crate::totals`] |
@@ -105,6 +108,30 @@ choices! {
 }
 
 choices! {
+    /// Whether a client's certificate is verified again when its session is resumed.
+    Reverify {
+        /// Where the session comes from a cache that others use.
+        #[default]
+        Shared = 0 "shared",
+        /// Also from the memory of this process.
+        On = 1 "on",
+        /// As libssl has it: never.
+        Off = 2 "off",
+    }
+}
+
+choices! {
+    /// The session id context of servers that ask for client certificates and set none.
+    IdContext {
+        /// As the program has it: they fail, or never resume.
+        #[default]
+        AsIs = 0 "as-is",
+        /// The identity of the service.
+        Auto = 1 "auto",
+    }
+}
+
+choices! {
     /// Whether `reprise status` sees this program.
     Status {
         #[default]
@@ -149,7 +176,8 @@ impl FromStr for Place {
                                 _ => return Err(format!("keep={value:?} is unknown (use on or off)")),
                             }
                         }
-                        _ => return Err(format!("shm: has no parameter {name:?} (it has size and keep)")),
+                        "service" => spec.service = label(value)?,
+                        _ => return Err(format!("shm: has no parameter {name:?} (it has size, keep and service)")),
                     }
                 }
                 Ok(Place::Shm(spec))
@@ -175,6 +203,22 @@ fn size(text: &str) -> Result<u64, String> {
     Err(format!("size={text:?} is out of range (use {}M to {}G)", SMALLEST_SIZE >> 20, LARGEST_SIZE >> 30))
 }
 
+/// The longest maximum age: ten years.
+pub const LONGEST_AGE: u32 = 10 * 366 * 24 * 3600;
+
+fn max_age(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|age| (1..=LONGEST_AGE).contains(age))
+}
+
+/// Of `service=`: 1 to 64 of `A-Za-z0-9._-`.
+pub fn label(text: &str) -> Result<String, String> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if (1..=64).contains(&text.len()) && text.bytes().all(allowed) {
+        return Ok(text.into());
+    }
+    Err("service is no label (use 1 to 64 letters, digits, '.', '_' or '-')".into())
+}
+
 #[derive(Debug, PartialEq, Default)]
 pub struct Config {
     /// `None` for the default.
@@ -182,6 +226,10 @@ pub struct Config {
     pub tickets: Tickets,
     pub internal: Internal,
     pub unclean: Unclean,
+    pub reverify: Reverify,
+    /// The most seconds that a session is resumed after its full handshake, 0 for no limit.
+    pub max_age: u32,
+    pub id_context: IdContext,
     pub cache: Place,
     pub log: Log,
     pub stats: Option<PathBuf>,
@@ -219,6 +267,16 @@ impl Config {
         config.tickets = choose!("REPRISE_TICKETS", Tickets);
         config.internal = choose!("REPRISE_INTERNAL", Internal);
         config.unclean = choose!("REPRISE_UNCLEAN", Unclean);
+        config.reverify = choose!("REPRISE_REVERIFY", Reverify);
+        config.id_context = choose!("REPRISE_ID_CONTEXT", IdContext);
+        config.max_age = text("REPRISE_MAX_AGE").map_or(0, |text| {
+            max_age(&text).unwrap_or_else(|| {
+                complaints.push(format!(
+                    "REPRISE_MAX_AGE={text:?} is no number of seconds from 1 to {LONGEST_AGE}: there is no limit"
+                ));
+                0
+            })
+        });
         config.status = choose!("REPRISE_STATUS", Status);
         config.log = choose!("REPRISE_LOG", Log);
         config.cache = text("REPRISE_CACHE").map_or(Place::Memory, |url| {
@@ -240,6 +298,9 @@ static DEFAULT: Config = Config {
     tickets: Tickets::AsIs,
     internal: Internal::AsIs,
     unclean: Unclean::Drop,
+    reverify: Reverify::Shared,
+    max_age: 0,
+    id_context: IdContext::AsIs,
     cache: Place::Memory,
     log: Log::Error,
     stats: None,
@@ -280,6 +341,9 @@ mod tests {
                 ("REPRISE_TICKETS", ""),
                 ("REPRISE_INTERNAL", ""),
                 ("REPRISE_UNCLEAN", ""),
+                ("REPRISE_REVERIFY", ""),
+                ("REPRISE_MAX_AGE", ""),
+                ("REPRISE_ID_CONTEXT", ""),
                 ("REPRISE_CACHE", ""),
                 ("REPRISE_STATUS", ""),
                 ("REPRISE_LOG", ""),
@@ -296,6 +360,9 @@ mod tests {
             ("REPRISE_TICKETS", "stateful"),
             ("REPRISE_INTERNAL", "always"),
             ("REPRISE_UNCLEAN", "keep"),
+            ("REPRISE_REVERIFY", "off"),
+            ("REPRISE_MAX_AGE", "3600"),
+            ("REPRISE_ID_CONTEXT", "auto"),
             ("REPRISE_CACHE", "shm:web?size=32M&keep=off"),
             ("REPRISE_STATUS", "off"),
             ("REPRISE_LOG", "off"),
@@ -309,6 +376,9 @@ mod tests {
                 tickets: Tickets::Stateful,
                 internal: Internal::Always,
                 unclean: Unclean::Keep,
+                reverify: Reverify::Off,
+                max_age: 3600,
+                id_context: IdContext::Auto,
                 cache: Place::Shm(web),
                 status: Status::Off,
                 log: Log::Off,
@@ -360,6 +430,7 @@ mod tests {
             ("shm:web?size=99999999G", "out of range"),
             ("shm:web?size=99999999999999999999", "is no size"),
             ("shm:web?keep=maybe", "keep=\"maybe\" is unknown"),
+            ("shm:web?service=a/b", "service is no label"),
             ("shm:web?ttl=3", "no parameter \"ttl\""),
         ] {
             let error = url.parse::<Place>().expect_err(url);

@@ -477,6 +477,73 @@ fn a_stopped_owner_delays_but_does_not_block() {
     assert_eq!(area.info().count(Counter::Busy), delayed);
 }
 
+/// GONE1: with a writer stopped at any instruction, what is removed, taken or flushed is gone at once, for all processes,
+/// taken by one caller only, and does not come back when the writer goes on, or is killed and its change undone.
+#[test]
+fn gone1_nothing_waits_for_a_stopped_writer() {
+    const KEYS: u64 = 1000;
+    let area = own(2 << 20);
+    let identity = [1, 77];
+    let mut in_lock = 0;
+    let mut random = Random(11);
+    for round in 0..120 {
+        (0..KEYS).for_each(|number| {
+            area.insert(A, &key(number), &content(0, number, 0, 140), FAR, Collision::Replace, 0, &mut Vec::new());
+        });
+        // It moves the records of others, too: much is dead, and the ring goes round.
+        let child = Child::run(|| {
+            let mut random = Random(round);
+            let mut out = Vec::new();
+            loop {
+                let number = random.below(200);
+                let bytes = content(1, number, random.below(9), 2000);
+                area.insert(identity, &key(number), &bytes, FAR, Collision::Replace, 0, &mut Vec::new());
+                area.take(A, &key(random.below(KEYS)), &mut out);
+            }
+        });
+        std::thread::sleep(std::time::Duration::from_micros(1500 + round * 37));
+        child.signal(libc::SIGSTOP);
+        let mut status = 0;
+        // SAFETY: it is our child, and `status` is there.
+        unsafe { libc::waitpid(child.0, &mut status, libc::WUNTRACED) };
+        if put(&area, KEYS + 1, 140) != Inserted::Refused {
+            child.kill();
+            child.wait();
+            continue;
+        }
+        in_lock += 1;
+        let mut out = Vec::new();
+        let gone: Vec<u64> = (0..40).map(|_| random.below(KEYS)).collect();
+        for &number in &gone {
+            let there = is_there(&area, number);
+            let took = [(); 2].map(|()| area.take(A, &key(number), &mut out));
+            assert!(!took[1], "taken twice");
+            // A half-done change may hide a record, and then nobody has it.
+            assert!(!took[0] || there, "round {round}");
+            assert!(!is_there(&area, number), "round {round}: it is there after its removal");
+        }
+        let flush = round % 3 == 0;
+        if flush {
+            area.clear(A, &mut |_| ());
+            assert!((0..KEYS).all(|number| !is_there(&area, number)), "round {round}: not flushed");
+        }
+        if round % 2 == 0 {
+            child.signal(libc::SIGCONT);
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        child.kill();
+        child.wait();
+        assert!(gone.iter().all(|&number| !is_there(&area, number)), "round {round}: it came back");
+        assert!(!flush || (0..KEYS).all(|number| !is_there(&area, number)), "round {round}: flushed ones came back");
+        assert!(matches!(put(&area, KEYS + 1, 140), Inserted::Added | Inserted::Same | Inserted::Replaced));
+        assert!(gone.iter().all(|&number| !is_there(&area, number)), "round {round}: tidying up brought it back");
+        assert!(area.check().is_some(), "round {round}");
+    }
+    println!("stopped in the lock {in_lock} times");
+    assert!(in_lock >= 5, "it was hardly ever stopped in the lock: {in_lock}");
+    assert_eq!(area.info().count(Counter::Reset), 0);
+}
+
 // --- files --------------------------------------------------------------------------------------------------------
 
 fn text(result: Result<&'static Area, Error>) -> String {
@@ -487,7 +554,7 @@ fn text(result: Result<&'static Area, Error>) -> String {
 fn another_size_or_keeping_is_told_in_words() {
     let area = own(1 << 20);
     let name = area.name();
-    let spec = |size, keep| Spec { name: name.clone(), size, keep };
+    let spec = |size, keep| Spec { size, keep, ..Spec::new(&name).unwrap() };
     assert_eq!(
         text(Area::open(&spec(2 << 20, true))),
         format!(
@@ -507,7 +574,7 @@ fn another_size_or_keeping_is_told_in_words() {
 #[test]
 fn names_are_plain() {
     for name in ["", ".hidden", "a/b", "ä", "a b", &"x".repeat(65), "..", "a\0"] {
-        let opened = Area::open(&Spec { name: name.to_string(), size: 1 << 20, keep: true });
+        let opened = Area::open(&Spec { name: name.to_string(), size: 1 << 20, keep: true, service: String::new() });
         assert!(matches!(opened, Err(Error::Name(_))), "{name:?}");
     }
 }
@@ -515,7 +582,7 @@ fn names_are_plain() {
 #[test]
 fn a_path_is_used_as_it_is() {
     let path = std::env::temp_dir().join(name());
-    let spec = Spec { name: path.to_str().unwrap().to_string(), size: 1 << 20, keep: true };
+    let spec = Spec { name: path.to_str().unwrap().to_string(), size: 1 << 20, keep: true, service: String::new() };
     let area = Own(Area::open(&spec).unwrap());
     put(&area, 1, 140);
     assert_eq!(area.name(), spec.name);
@@ -529,7 +596,7 @@ fn what_is_not_ours_is_not_used() {
     let refused = |prepare: &dyn Fn(&PathBuf), reason: &str| {
         let path = std::env::temp_dir().join(name());
         prepare(&path);
-        let spec = Spec { name: path.to_str().unwrap().to_string(), size: 1 << 20, keep: true };
+        let spec = Spec { name: path.to_str().unwrap().to_string(), size: 1 << 20, keep: true, service: String::new() };
         let read = |path: &PathBuf| path.is_file().then(|| std::fs::read(path).ok());
         let before = read(&path);
         let said = text(Area::open(&spec));
@@ -540,7 +607,13 @@ fn what_is_not_ours_is_not_used() {
     };
     // A sound cache of the right size, with one thing wrong.
     let make = |path: &PathBuf| {
-        Area::open(&Spec { name: path.to_str().unwrap().to_string(), size: 1 << 20, keep: true }).unwrap();
+        Area::open(&Spec {
+            name: path.to_str().unwrap().to_string(),
+            size: 1 << 20,
+            keep: true,
+            service: String::new(),
+        })
+        .unwrap();
     };
     let with_byte = |path: &PathBuf, at: usize| {
         make(path);
@@ -610,7 +683,12 @@ fn no_room_is_an_error_and_leaves_nothing() {
         std::fs::remove_dir(&directory).unwrap();
         return;
     }
-    let spec = Spec { name: directory.join("cache").to_str().unwrap().to_string(), size: 8 << 20, keep: true };
+    let spec = Spec {
+        name: directory.join("cache").to_str().unwrap().to_string(),
+        size: 8 << 20,
+        keep: true,
+        service: String::new(),
+    };
     let said = text(Area::open(&spec));
     let left = std::fs::read_dir(&directory).unwrap().count();
     let fits = Area::open(&Spec { size: 2 << 20, ..spec }).map(|area| put(area, 1, 140));

@@ -55,7 +55,12 @@ pub unsafe extern "C-unwind" fn SSL_set_SSL_CTX(ssl: *mut SSL, ctx: *mut SSL_CTX
         (!ssl.is_null()).then(|| unsafe {
             match elsewhere(ssl) {
                 Some(other) => (other.SSL_set_SSL_CTX)(ssl, ctx),
-                None => context::switch(ssl, ctx),
+                None => {
+                    if let Some(context) = ours(ctx) {
+                        context.switched_to();
+                    }
+                    context::switch(ssl, ctx)
+                }
             }
         })
     })
@@ -178,7 +183,7 @@ pub unsafe extern "C-unwind" fn SSL_set_connect_state(s: *mut SSL) {
         // SAFETY: by the caller's promise.
         unsafe {
             (table_of(s).SSL_set_connect_state)(s);
-            leave_tickets(s);
+            turned_out_client(s);
         }
         Some(())
     })
@@ -193,7 +198,7 @@ pub unsafe extern "C-unwind" fn SSL_connect(ssl: *mut SSL) -> c_int {
     border(-1, || {
         // SAFETY: by the caller's promise.
         unsafe {
-            leave_tickets(ssl);
+            turned_out_client(ssl);
             Some((table_of(ssl).SSL_connect)(ssl))
         }
     })
@@ -201,11 +206,11 @@ pub unsafe extern "C-unwind" fn SSL_connect(ssl: *mut SSL) -> c_int {
 
 /// # Safety
 /// `ssl` is NULL or alive.
-unsafe fn leave_tickets(ssl: *mut SSL) {
+unsafe fn turned_out_client(ssl: *mut SSL) {
     // SAFETY: by the caller's promise.
     if let (Some(connection), None) = unsafe { (Connection::borrow(ssl), elsewhere(ssl)) } {
-        if let Some(context) = Context::of(&connection).filter(|context| context.has_stateful_tickets()) {
-            context.leave_tickets(&connection);
+        if let Some(context) = Context::of(&connection) {
+            context.turned_out_client(&connection);
         }
     }
 }

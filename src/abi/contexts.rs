@@ -6,7 +6,7 @@ use crate::hooks::{GENERATE, HOOKS};
 use crate::libssl::context::{self, Make};
 use crate::libssl::types::*;
 use crate::libssl::{prepare_marker, table, table_of, Connection, Ctx};
-use libc::{c_char, c_int, c_uchar, c_uint};
+use libc::{c_char, c_int, c_uchar, c_uint, c_void};
 use std::ptr::null_mut;
 use std::slice::from_raw_parts;
 
@@ -45,6 +45,7 @@ pub unsafe extern "C-unwind" fn SSL_new(ctx: *mut SSL_CTX) -> *mut SSL {
         let context = ours(ctx).filter(|context| !context.lost(HOOKS, 0));
         if let Some(context) = context {
             context.connection();
+            context.choose_id_context();
         }
         // SAFETY: by the caller's promise; libssl allows NULL. What it made is alive.
         unsafe {
@@ -82,6 +83,28 @@ pub unsafe extern "C-unwind" fn SSL_CTX_set_session_id_context(
             Some(set)
         }
     })
+}
+
+/// Sets how the peers of a context's connections are verified (SSL_CTX_set_cert_verify_callback(3)). In a cache that
+/// others use as well, sessions do not cross to contexts where that is done in another way.
+///
+/// # Safety
+/// `ctx` is NULL or a live SSL_CTX, `cb` a function of this type.
+#[no_mangle]
+pub unsafe extern "C-unwind" fn SSL_CTX_set_cert_verify_callback(
+    ctx: *mut SSL_CTX,
+    cb: Option<unsafe extern "C-unwind" fn(store: *mut X509_STORE_CTX, arg: *mut c_void) -> c_int>,
+    arg: *mut c_void,
+) {
+    border((), || {
+        if ctx.is_null() {
+            return None;
+        }
+        // SAFETY: by the caller's promise.
+        unsafe { (table_of(ctx).SSL_CTX_set_cert_verify_callback)(ctx, cb, arg) };
+        ours(ctx)?.set_cert_verify(cb, arg);
+        Some(())
+    });
 }
 
 /// # Safety

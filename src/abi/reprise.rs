@@ -2,7 +2,7 @@
 
 use super::border;
 use crate::cache::redis::url::without_password;
-use crate::config::{Internal, Semantics, Tickets, Unclean};
+use crate::config::{Internal, Semantics, Tickets, Unclean, LONGEST_AGE};
 use crate::context::counters::Count;
 use crate::context::{registry, Context};
 use crate::hooks::GENERATE;
@@ -198,6 +198,21 @@ pub unsafe extern "C-unwind" fn reprise_ctx_set_unclean(ctx: *mut SSL_CTX, uncle
     border(0, || {
         let context = ours(ctx)?;
         context.set_unclean(known(Unclean::from_number(unclean), Error::UnknownUnclean)?);
+        Some(1)
+    })
+}
+
+/// Sets the most seconds for which a session of an SSL_CTX is resumed after its full handshake, however often it was renewed;
+/// 0 for no limit. The environment variable REPRISE_MAX_AGE sets it for all contexts. Returns 1, or 0 with an error on the
+/// queue.
+///
+/// # Safety
+/// `ctx` is NULL or a live SSL_CTX.
+#[no_mangle]
+pub unsafe extern "C-unwind" fn reprise_ctx_set_max_age(ctx: *mut SSL_CTX, seconds: u32) -> c_int {
+    border(0, || {
+        let context = ours(ctx)?;
+        context.set_max_age(known(Some(seconds).filter(|&seconds| seconds <= LONGEST_AGE), Error::WrongAge)?);
         Some(1)
     })
 }

@@ -181,6 +181,17 @@ pub enum Place {
     Redis(Box<redis::url::Spec>),
 }
 
+impl Place {
+    /// What keeps services apart in it that are equal otherwise.
+    pub fn label(&self) -> &str {
+        match self {
+            Place::Memory => "",
+            Place::Shm(spec) => &spec.service,
+            Place::Redis(spec) => &spec.service,
+        }
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, to: &mut fmt::Formatter) -> fmt::Result {
         match self {

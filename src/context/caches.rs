@@ -41,6 +41,11 @@ impl Caches {
         }
     }
 
+    /// The memory of this process, whatever is in use.
+    pub fn memory(&self) -> &(dyn Cache<Session> + 'static) {
+        &*self.memory
+    }
+
     /// Where that is, for people: "memory" or "shm:NAME".
     pub fn label(&self) -> String {
         let chosen = self.chosen.load(Acquire).checked_sub(1);

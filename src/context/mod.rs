@@ -9,9 +9,9 @@ pub mod registry;
 mod spent;
 
 use crate::cache::{self, Cache, Collision, Departure, Eviction, Inserted, Key, Place, Seconds, Session as _};
-use crate::config::{self, Internal, Semantics, Tickets, Unclean};
+use crate::config::{self, IdContext, Internal, Reverify, Semantics, Tickets, Unclean};
 use crate::libssl::{self, now, types::*};
-use crate::libssl::{Connection, Ctx, CtxCell, Hooks, Service, Session, SessionTable, Slot};
+use crate::libssl::{Connection, Ctx, CtxCell, Deviation, Hooks, Learned, Service, Session, SessionTable, Slot};
 use crate::{cancel, gate, log, totals};
 use caches::Caches;
 use counters::{Count, Counters};
@@ -37,10 +37,17 @@ pub struct Context {
     tickets: AtomicU32,
     unclean: AtomicU32,
     internal: AtomicU32,
+    reverify: AtomicU32,
+    /// 0 for no limit.
+    max_age: AtomicU32,
+    /// The identity that was last made the session id context (REPRISE_ID_CONTEXT), 0 for none.
+    id_context: AtomicU64,
     /// The program makes session ids itself.
     has_generator: AtomicBool,
     /// The cache issues the ids of new sessions, and may refuse others.
     vouching: AtomicBool,
+    /// A connection was a client's.
+    has_clients: AtomicBool,
     /// SSL_CTX_free has begun.
     ending: AtomicBool,
     /// Nothing is stored any more.
@@ -52,6 +59,8 @@ pub struct Context {
     caches: Caches,
     /// Whose sessions are this context's in a cache that others use, too.
     service: Service,
+    /// How its connections turn out.
+    learned: Learned,
     /// Tickets accepted for early data that an external cache might bring back.
     spent: Spent,
     /// One thread at a time clears expired sessions; nobody waits for it.
@@ -64,6 +73,13 @@ pub struct Context {
 
 /// What libssl counts otherwise while the cache is ours: each hit is one of a callback to it.
 const UNLIKE: [u32; 3] = [SSL_CTRL_SESS_CB_HIT, SSL_CTRL_SESS_MISSES, SSL_CTRL_SESS_CACHE_FULL];
+
+/// Which side of a connection a session was negotiated on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Role {
+    Server,
+    Client,
+}
 
 /// How far clearing expired sessions has come.
 #[derive(Default)]
@@ -114,8 +130,12 @@ impl Context {
             tickets: AtomicU32::new(0),
             unclean: AtomicU32::new(0),
             internal: AtomicU32::new(0),
+            reverify: AtomicU32::new(0),
+            max_age: AtomicU32::new(0),
+            id_context: AtomicU64::new(0),
             has_generator: AtomicBool::new(false),
             vouching: AtomicBool::new(false),
+            has_clients: AtomicBool::new(false),
             ending: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             new_callback: Slot::<NewCallback>::empty(),
@@ -124,6 +144,7 @@ impl Context {
             counters: Counters::default(),
             caches: Caches::new(),
             service: Service::default(),
+            learned: Learned::default(),
             spent: Spent::new(),
             sweep: parking_lot::Mutex::default(),
             table: Mutex::new(None),
@@ -153,11 +174,10 @@ impl Context {
             context.get_callback.set(None);
             let semantics = config.semantics.unwrap_or_else(|| Semantics::default_for(libssl::is_linked()));
             context.counters.begin(semantics as u32, registry::group(ctx.as_ptr() as usize));
-            {
-                let _inside = gate::enter();
-                context.service.reset();
-            }
+            context.service.reset();
+            context.learned.forget();
             context.sized.store(false, Relaxed);
+            context.has_clients.store(false, Relaxed);
             context.set_tickets(config.tickets);
             context.set_unclean(config.unclean);
             context.internal.store(config.internal as u32, Relaxed);
@@ -165,6 +185,10 @@ impl Context {
                 log::once(format_args!("REPRISE_CACHE: {error}: each process caches for itself"));
                 let _ = context.caches.choose(&Place::Memory);
             }
+            context.reverify.store(config.reverify as u32, Relaxed);
+            context.max_age.store(config.max_age, Relaxed);
+            context.id_context.store(0, Relaxed);
+            context.judge_by(&config.cache);
             context.counters.set_cache(&context.caches.label());
             context.has_generator.store(false, Relaxed);
             context.vouching.store(false, Relaxed);
@@ -220,9 +244,7 @@ impl Context {
                 get: self.get_callback.get(),
             };
             let mut sessions = Vec::new();
-            if !self.caches.current().is_shared() {
-                self.cache().clear(&mut |session| sessions.push(session));
-            }
+            self.caches.memory().clear(&mut |session| sessions.push(session));
             self.counters.end();
             let told = self.effective(self.mode());
             ctx.hand_back(hooks, program, told, self.mode(), self.size() as c_long, sessions);
@@ -281,8 +303,9 @@ impl Context {
     }
 
     /// The connection turned out to be a client's.
-    pub fn leave_tickets(&self, connection: &Connection) {
-        if let Some(ctx) = self.ctx() {
+    pub fn turned_out_client(&self, connection: &Connection) {
+        self.note_clients();
+        if let Some(ctx) = self.ctx().filter(|_| self.has_stateful_tickets()) {
             connection.leave_tickets(ctx);
         }
     }
@@ -311,6 +334,7 @@ impl Context {
         {
             let _off = cancel::off();
             self.caches.choose(place)?;
+            self.judge_by(place);
             self.counters.set_cache(&self.caches.label());
         }
         self.choose_ids(generate);
@@ -320,9 +344,88 @@ impl Context {
         }
         for session in moving {
             totals::sessions(-1);
-            self.store(session, Collision::Replace);
+            let role = self.role_of(&session);
+            self.store(session, Collision::Replace, role);
         }
         Ok(())
+    }
+
+    /// What decides who shares in the cache at `place`, if that is the one in use.
+    fn judge_by(&self, place: &Place) {
+        self.service.set_label(place.label());
+        self.service.follow_store(!self.reverifies());
+    }
+
+    /// Whether client certificates are verified again when their sessions are resumed (REPRISE_REVERIFY).
+    fn reverifies(&self) -> bool {
+        match Reverify::from_number(self.reverify.load(Relaxed) as i32) {
+            Some(Reverify::On) => true,
+            Some(Reverify::Off) => false,
+            _ => self.caches.current().is_shared(),
+        }
+    }
+
+    /// What the sessions of `connection` carry in a shared cache, now that its handshake has been made.
+    fn tag(&self, connection: &Connection) -> [u64; 2] {
+        let Some(ctx) = self.ctx() else { return [0; 2] };
+        let now = self.service.deviation(connection, ctx);
+        let name = connection.name();
+        if connection.is_resumed() {
+            // Not all callbacks are called then: what they did in the full handshake is known.
+            let learned = self.learned.look(&name).unwrap_or(now);
+            return learned.tag(learned_identity(&learned).unwrap_or_default());
+        }
+        let tag = now.tag(current_identity(&now));
+        self.learned.note(name, now);
+        tag
+    }
+
+    /// The same for a connection whose client proposes a session, and the context that it is going to be switched to. `None`
+    /// if that cannot be told.
+    fn expected_tag(&self, connection: &Connection, ctx: Ctx) -> Option<([u64; 2], Option<&'static Context>)> {
+        let now = self.service.deviation(connection, ctx);
+        let expected = self.learned.expect(connection, now)?;
+        let switched = (expected.ctx != 0).then(|| registry::find(expected.ctx as *mut SSL_CTX)).flatten();
+        Some((expected.tag(learned_identity(&expected)?), switched))
+    }
+
+    /// A connection is switched to this context: it is as it is now.
+    pub fn switched_to(&self) {
+        if let Some(ctx) = self.ctx().filter(|_| self.caches.current().is_shared()) {
+            self.service.identity(ctx);
+        }
+    }
+
+    /// The most seconds that a session is resumed after its full handshake, 0 for no limit.
+    pub fn set_max_age(&self, seconds: u32) {
+        self.max_age.store(seconds, Relaxed);
+    }
+
+    fn max_age(&self) -> Seconds {
+        self.max_age.load(Relaxed).into()
+    }
+
+    /// Whether `session` is not to be resumed any more, however often it was renewed (LIFE1).
+    fn is_too_old(&self, session: &Session) -> bool {
+        let age = self.max_age();
+        age > 0
+            && (session.origin().unwrap_or(session.time()).saturating_add(age) < now() || session.outlived_its_peer())
+    }
+
+    /// REPRISE_ID_CONTEXT=auto, before a connection is made: a server that asks for client certificates needs a session id
+    /// context, or libssl refuses its sessions.
+    pub fn choose_id_context(&self) {
+        if config::get().id_context != IdContext::Auto {
+            return;
+        }
+        let Some(ctx) = self.ctx().filter(|ctx| ctx.asks_for_certificates()) else { return };
+        if self.service.has_id_context() {
+            return;
+        }
+        let identity = self.service.identity(ctx);
+        if self.id_context.swap(identity[0], Relaxed) != identity[0] {
+            ctx.set_id_context(identity);
+        }
     }
 
     /// Who makes the ids: the program, or the cache where it wants to, or else libssl.
@@ -357,21 +460,61 @@ impl Context {
         Some(id)
     }
 
-    /// The internal cache, for one call and what is done with its result. A shared one is told whose sessions are meant.
+    /// The internal cache of servers, for one call and what is done with its result. A shared one is told whose sessions are
+    /// meant.
     fn cache(&self) -> InUse<'_> {
         let cache = self.caches.current();
         let off = cache.is_shared().then(cancel::off);
         if let Some(ctx) = self.ctx().filter(|_| off.is_some()) {
-            let _inside = gate::enter();
             cache.set_service(self.service.identity(ctx));
         }
         InUse { cache, _off: off }
     }
 
+    /// Where the sessions of clients are, while those of servers are in a cache that others use: in this process. No library
+    /// ever looks one up, and a server must never find one: whoever it came from chose all that is in it.
+    fn clients(&self) -> Option<&(dyn Cache<Session> + 'static)> {
+        self.caches.current().is_shared().then(|| self.caches.memory())
+    }
+
+    /// The same, where there are any.
+    fn any_clients(&self) -> Option<&(dyn Cache<Session> + 'static)> {
+        self.clients().filter(|clients| !clients.is_empty())
+    }
+
+    /// Where sessions of a role are.
+    fn cache_of(&self, role: Role) -> InUse<'_> {
+        match (role, self.clients()) {
+            (Role::Client, Some(cache)) => InUse { cache, _off: None },
+            _ => self.cache(),
+        }
+    }
+
+    fn note_clients(&self) {
+        // Said again and again: a store each time would take the line from the other threads.
+        if !self.has_clients.load(Relaxed) {
+            self.has_clients.store(true, Relaxed);
+        }
+    }
+
+    /// Whose a session is that the program brings. A session does not tell, so it is a server's only where it cannot be
+    /// a client's.
+    fn role_of(&self, session: &Session) -> Role {
+        if session.has_ticket() || self.has_clients.load(Relaxed) {
+            Role::Client
+        } else {
+            Role::Server
+        }
+    }
+
     /// SSL_CTX_set_session_id_context(3): sessions do not cross from one such context to another.
     pub fn set_id_context(&self, id_context: &[u8]) {
-        let _inside = gate::enter();
         self.service.set_id_context(id_context);
+    }
+
+    /// SSL_CTX_set_cert_verify_callback(3): nor between those that verify in another way.
+    pub fn set_cert_verify(&self, callback: CertVerifyCallback, argument: *mut c_void) {
+        self.service.set_cert_verify(callback, argument);
     }
 
     fn count(&self, count: Count) {
@@ -445,6 +588,9 @@ impl Context {
         // What a shared cache holds is set with its size in bytes, unless the program asks for less.
         let unlimited = self.caches.current().is_shared() && !(self.sized.load(Relaxed) && is_meant);
         self.caches.current().set_limit(if unlimited { 0 } else { limit });
+        if let Some(clients) = self.clients() {
+            clients.set_limit(limit);
+        }
         // SIZE2, stock before 3.0.
         let oldest_first = !self.is_documented() && !libssl::is_3_or_later();
         self.caches.current().set_eviction(if oldest_first { Eviction::Oldest } else { Eviction::Soonest });
@@ -454,7 +600,7 @@ impl Context {
 /// SSL_CTX_sess_number(3)
 impl Context {
     pub fn number(&self) -> usize {
-        self.cache().len()
+        self.cache().len() + self.clients().map_or(0, |clients| clients.len())
     }
 
     /// The value of one of SSL_CTRL_SESS_NUMBER to SSL_CTRL_SESS_CACHE_FULL (STAT1). What only libssl sees it counts.
@@ -494,9 +640,10 @@ impl Context {
         }
         // ADD3, stock: also the time of a session that is cached already was rewritten.
         let again = (!self.is_documented()).then(|| session.clone());
-        let inserted = self.store(session, Collision::Replace);
+        let role = self.role_of(&session);
+        let inserted = self.store(session, Collision::Replace, role);
         if let (Inserted::Same, Some(session)) = (inserted, again) {
-            self.cache().expiry_changed(&session);
+            self.cache_of(role).expiry_changed(&session);
         }
         matches!(inserted, Inserted::Added | Inserted::Replaced)
     }
@@ -526,13 +673,15 @@ impl Context {
             return;
         }
         // The mark cannot be undone: where the object itself is cached, an equal one takes its place.
-        let is_cached = self.cache().get(&session.key()).is_some_and(|cached| cached.same(session));
-        if is_cached {
+        // What is in a shared cache is no object that libssl could have marked.
+        let cache = self.cache_of(Role::Client);
+        if cache.get(&session.key()).is_some_and(|cached| cached.same(session)) {
             match session.unmarked_copy() {
                 Some(copy) => {
-                    self.cache().insert(copy, Collision::Replace, &mut |_, _| {});
+                    cache.insert(copy, Collision::Replace, &mut |_, _| {});
                 }
                 None => {
+                    drop(cache);
                     self.removed(session);
                 }
             }
@@ -546,7 +695,9 @@ impl Context {
             self.notify(session);
             return true;
         }
-        let cached = self.cache().take(&session.key());
+        let key = session.key();
+        let of_client = self.any_clients().and_then(|clients| clients.take(&key));
+        let cached = of_client.or_else(|| self.cache().take(&key));
         match &cached {
             Some(cached) => {
                 self.count(Count::Removed);
@@ -564,13 +715,18 @@ impl Context {
     /// Removes every session that has expired at `time`, all for 0 (FLUSH1).
     pub fn flush(&self, time: Seconds) {
         let mut flushed = Vec::new();
-        let mut left = |session| flushed.push(session);
-        if time == 0 {
-            self.cache().clear(&mut left);
-        } else {
-            // No more than there are, while others add what has expired.
-            let most = self.number();
-            self.cache().expire(time, most, &mut left);
+        let mut flush = |cache: &dyn Cache<Session>| {
+            let mut left = |session| flushed.push(session);
+            if time == 0 {
+                cache.clear(&mut left);
+            } else {
+                // No more than there are, while others add what has expired.
+                cache.expire(time, cache.len(), &mut left);
+            }
+        };
+        flush(&*self.cache());
+        if let Some(clients) = self.any_clients() {
+            flush(clients);
         }
         for session in flushed {
             self.departed(session, Count::Flushed);
@@ -579,7 +735,9 @@ impl Context {
 
     /// An LHASH of the sessions cached now, good until the next call or the end of the context.
     pub fn table(&self) -> *mut c_void {
-        let table = SessionTable::new(self.cache().snapshot());
+        let mut sessions = self.cache().snapshot();
+        sessions.extend(self.any_clients().into_iter().flat_map(|clients| clients.snapshot()));
+        let table = SessionTable::new(sessions);
         let pointer = table.as_ref().map_or(std::ptr::null_mut(), SessionTable::as_ptr);
         drop(self.exchange_table(table));
         pointer
@@ -594,7 +752,9 @@ impl Context {
     pub fn has(&self, version: i32, id: &[u8]) -> bool {
         // Libssl asks of each new id, and of one that was just made up nobody need be asked.
         let is_new = || self.vouching.load(Relaxed) && is_just_issued(id);
-        !is_new() && Key::new(version, id).is_some_and(|key| self.cache().contains(&key))
+        let is_cached =
+            |key: &Key| self.any_clients().is_some_and(|clients| clients.contains(key)) || self.cache().contains(key);
+        !is_new() && Key::new(version, id).is_some_and(|key| is_cached(&key))
     }
 
     /// Whether `session` is the sentinel, with which libssl says that the context ends.
@@ -618,20 +778,26 @@ impl Context {
         if self.ending.swap(true, Relaxed) {
             return;
         }
-        // A shared cache goes on without this context.
-        let own = !self.caches.current().is_shared();
+        // What is in memory. A shared cache goes on without this context.
+        let own = self.caches.memory();
+        let clear = || {
+            let mut left = Vec::new();
+            own.clear(&mut |session| left.push(session));
+            for session in left {
+                self.departed(session, Count::Flushed);
+            }
+        };
         // A callback may add sessions still, if it does not go on for ever.
         for _ in 0..16 {
-            if own && !self.cache().is_empty() {
-                self.flush(0);
+            if !own.is_empty() {
+                clear();
             }
         }
         self.closed.store(true, Relaxed);
-        if own {
-            self.flush(0);
-        }
+        clear();
         drop(self.exchange_table(None));
         self.spent.clear();
+        self.service.end();
         self.counters.end();
         if let Some(ctx) = self.ctx() {
             registry::leave(ctx.as_ptr());
@@ -653,10 +819,45 @@ impl Context {
 pub fn expiry_changed(session: &Session) {
     registry::all()
         // Not through `cache`: the SSL_CTX may be ending in another thread.
-        .map(|context| context.caches.current())
+        .flat_map(|context| {
+            let current = context.caches.current();
+            [Some(current), current.is_shared().then(|| context.caches.memory())]
+        })
+        .flatten()
         // Whether one in memory has anything takes longer to find out than whether it has this session.
         .filter(|cache| !cache.is_shared() || !cache.is_empty())
-        .for_each(|cache| cache.expiry_changed(session));
+        .for_each(|cache| {
+            if !cache.is_shared() {
+                return cache.expiry_changed(session);
+            }
+            // An object that only has the id of a cached session is none of the cache's business. And what the cache keeps
+            // beside the session stays.
+            match cache.get(&session.key()) {
+                Some(cached) if cached.has_secret_of(session) => {
+                    let kept = session.with_chain(cached.chain().cloned()).with_tag(cached.tag());
+                    cache.expiry_changed(&kept);
+                }
+                _ => {}
+            }
+        });
+}
+
+/// The identity of the context that a connection was switched to and which it keeps alive.
+fn current_identity(deviation: &Deviation) -> [u64; 2] {
+    let context = (deviation.ctx != 0).then(|| registry::find(deviation.ctx as *mut SSL_CTX)).flatten();
+    match context.and_then(|context| Some((context, context.ctx()?))) {
+        Some((context, ctx)) => context.service.identity(ctx),
+        // One that is not ours cannot be compared.
+        None => [deviation.ctx as u64, std::process::id().into()],
+    }
+}
+
+/// The same for one that need not be alive any more: as it was when a connection was last switched to it.
+fn learned_identity(deviation: &Deviation) -> Option<[u64; 2]> {
+    match deviation.ctx {
+        0 => Some([0; 2]),
+        ctx => Some(registry::find(ctx as *mut SSL_CTX)?.service.last_identity()),
+    }
 }
 
 /// What is shared with other processes is told that this one has gone.
@@ -666,13 +867,13 @@ pub fn end_of_process() {
 
 /// Between a program's callbacks and the cache
 impl Context {
-    fn store(&self, session: Session, collision: Collision) -> Inserted {
+    fn store(&self, session: Session, collision: Collision, role: Role) -> Inserted {
         if self.closed.load(Relaxed) {
             return Inserted::Refused;
         }
         is_just_issued(session.id()); // from now on it is not: where libssl is built -Bsymbolic, it never asked
         let mut left = SmallVec::<[(Session, Departure); 1]>::new();
-        let inserted = self.cache().insert(session, collision, &mut |session, why| left.push((session, why)));
+        let inserted = self.cache_of(role).insert(session, collision, &mut |session, why| left.push((session, why)));
         match inserted {
             Inserted::Added | Inserted::Replaced => {
                 self.count(Count::Stored);
@@ -721,7 +922,13 @@ impl Context {
     pub fn connection(&self) {
         const GRACE: usize = 64;
         const SHARES: usize = 128;
-        if self.has_mode(SSL_SESS_CACHE_NO_AUTO_CLEAR) || !self.cache().has_expired(now()) {
+        if self.has_mode(SSL_SESS_CACHE_NO_AUTO_CLEAR) {
+            return;
+        }
+        let now = now();
+        let clients = self.any_clients().filter(|clients| clients.has_expired(now));
+        let cache = self.cache();
+        if !cache.has_expired(now) && clients.is_none() {
             return;
         }
         let inside = gate::enter();
@@ -733,11 +940,13 @@ impl Context {
         sweep.share = sweep.share.max(self.number() / SHARES + 1);
         let most = sweep.share;
         let mut expired = SmallVec::<[Session; 16]>::new();
-        if self.cache().expire(now(), most, &mut |session| expired.push(session)) < most {
+        let mut expire = |cache: &dyn Cache<Session>| cache.expire(now, most, &mut |session| expired.push(session));
+        if expire(&*cache) + clients.map_or(0, |clients| expire(clients)) < most {
             *sweep = Sweep::default();
         }
         drop(sweep);
         drop(inside);
+        drop(cache);
         for session in expired {
             self.departed(session, Count::Expired);
         }
@@ -757,14 +966,27 @@ impl Context {
         }
         self.count(Count::Negotiated);
         // REPRISE_INTERNAL is for servers: nobody would ever look up what a client's program keeps elsewhere.
-        let mode = if connection.is_server() { self.effective(self.mode()) } else { self.mode() };
+        let (role, mode) = match connection.is_server() {
+            true => (Role::Server, self.effective(self.mode())),
+            false => (Role::Client, self.mode()),
+        };
+        if role == Role::Client {
+            self.note_clients();
+        }
+        if self.max_age() > 0 {
+            session.note_origin(now());
+        }
+        let chain = (role == Role::Server && self.reverifies()).then(|| connection.chain()).flatten();
+        let shares = role == Role::Server && self.caches.current().is_shared();
+        let tag = if shares { self.tag(connection) } else { [0; 2] };
+        let session = &session.with_chain(chain).with_tag(tag);
         if mode & SSL_SESS_CACHE_NO_INTERNAL_STORE == 0 && self.is_looked_up_later(connection) {
-            self.store(session.clone(), Collision::Replace);
+            self.store(session.clone(), Collision::Replace, role);
         }
         let Some(keeps) = self.new_callback.call(connection, session) else { return false };
         // CB3. It is not marked and remove_cb is not called: programs that have just stored it as bytes return 0, and
         // would delete what they stored.
-        if !keeps && self.is_documented() && self.cache().take_same(session).is_some() {
+        if !keeps && self.is_documented() && self.cache_of(role).take_same(session).is_some() {
             self.count(Count::Rejected);
             totals::sessions(-1);
         }
@@ -789,14 +1011,14 @@ impl Context {
                 self.count(Count::Misses);
                 return self.lookup_external(ctx, connection, &key, once);
             }
-            if let Some(session) = self.lookup_internal(ctx, &key, once) {
+            if let Some(session) = self.lookup_internal(ctx, connection, &key, once) {
                 return Some(session);
             }
         }
         self.lookup_external(ctx, connection, &key, once)
     }
 
-    fn lookup_internal(&self, ctx: Ctx, key: &Key, once: bool) -> Option<Session> {
+    fn lookup_internal(&self, ctx: Ctx, connection: &Connection, key: &Key, once: bool) -> Option<Session> {
         let found = if once { self.cache().take(key) } else { self.cache().get(key) };
         let Some(session) = found else {
             self.count(Count::Misses);
@@ -810,12 +1032,24 @@ impl Context {
                 self.count(Count::Replays);
                 return None;
             }
+            if self.is_too_old(&session) || !self.still_accepts(connection, &session) {
+                self.count(Count::Unusable);
+                return None;
+            }
             self.count(Count::Hits);
             ctx.claim(&session);
             return Some(session);
         }
+        if self.is_too_old(&session) {
+            self.count(Count::Misses);
+            let taken = self.cache().take(key);
+            if let Some(session) = taken {
+                self.departed(session, Count::Expired);
+            }
+            return None;
+        }
         // A session removed and added again is still marked. Libssl would refuse it, or break off the handshake.
-        if !session.is_resumable() {
+        if !session.is_resumable() || !self.still_accepts(connection, &session) {
             self.count(Count::Unusable);
             return None;
         }
@@ -824,6 +1058,20 @@ impl Context {
             self.renew(&session);
         }
         Some(session)
+    }
+
+    /// Whether the client of a session would be accepted now (ISO3).
+    fn still_accepts(&self, connection: &Connection, session: &Session) -> bool {
+        let mut store = None;
+        if self.caches.current().is_shared() {
+            match self.ctx().and_then(|ctx| self.expected_tag(connection, ctx)) {
+                Some((tag, switched)) if tag == session.tag() => {
+                    store = switched.filter(|_| self.reverifies()).and_then(|context| context.service.store());
+                }
+                _ => return false,
+            }
+        }
+        !self.reverifies() || connection.would_accept(session, store.as_ref())
     }
 
     fn lookup_external(&self, ctx: Ctx, connection: &Connection, key: &Key, once: bool) -> Option<Session> {
@@ -836,7 +1084,7 @@ impl Context {
         };
         // CB10, and what makes libssl crash in any semantics. Dropping the reference settles it as CB8 says.
         let as_promised = || session.has_master_key() && session.is_resumable() && session.key() == *key;
-        let usable = session.has_cipher() && (!self.is_documented() || as_promised());
+        let usable = session.has_cipher() && (!self.is_documented() || as_promised()) && !self.is_too_old(&session);
         if !usable {
             self.count(Count::ExternalRefused);
             return None;
@@ -857,14 +1105,14 @@ impl Context {
             self.renew(&session);
             if stores && session.expiry() >= now() {
                 // One that is there already stays: replacing it would have remove_cb delete what is in use (CB9).
-                self.store(session.clone(), Collision::KeepUnlessExpired(now()));
+                self.store(session.clone(), Collision::KeepUnlessExpired(now()), Role::Server);
             }
         } else if stores {
             // MODE8, stock: renewed before anybody looks whether it has expired.
             if self.has_mode(SSL_SESS_CACHE_UPDATE_TIME) {
                 session.set_time(now());
             }
-            self.store(session.clone(), Collision::Replace);
+            self.store(session.clone(), Collision::Replace, Role::Server);
         }
         self.count(Count::ExternalHits);
         Some(session)
@@ -874,7 +1122,13 @@ impl Context {
     /// against the time it was issued.
     fn renew(&self, session: &Session) {
         let now = now();
-        if self.has_mode(SSL_SESS_CACHE_UPDATE_TIME) && session.expiry() >= now && !session.allows_early_data() {
+        // Without a note of when it began, its time is all there is to judge its age by.
+        let keeps_time = self.max_age() > 0 && session.origin().is_none();
+        if self.has_mode(SSL_SESS_CACHE_UPDATE_TIME)
+            && session.expiry() >= now
+            && !session.allows_early_data()
+            && !keeps_time
+        {
             session.set_time(now);
             self.cache().expiry_changed(session);
         }
@@ -902,7 +1156,8 @@ pub mod fork {
         let closed = gate::close();
         for group in (0..counters::GROUPS).filter(|&group| counters::take_changed(group)) {
             for context in registry::of_group(group) {
-                context.counters.before_fork(|| context.caches.current().len());
+                let clients = || context.clients().map_or(0, |clients| clients.len());
+                context.counters.before_fork(|| context.caches.current().len() + clients());
             }
         }
         let links = cache::hold();

@@ -224,6 +224,19 @@ impl Ctx {
         self.options() & u64::from(OP_NO_TICKET) != 0
     }
 
+    /// Whether servers ask for client certificates (SSL_VERIFY_PEER).
+    pub fn asks_for_certificates(self) -> bool {
+        // SAFETY: the context is alive.
+        unsafe { (table().SSL_CTX_get_verify_mode)(self.as_ptr()) & 1 != 0 }
+    }
+
+    /// SSL_CTX_set_session_id_context(3), not by the program.
+    pub fn set_id_context(self, identity: [u64; 2]) {
+        let id: [u8; 16] = (u128::from(identity[1]) << 64 | u128::from(identity[0])).to_le_bytes();
+        // SAFETY: the context is alive, and libssl copies the bytes.
+        unsafe { (table().SSL_CTX_set_session_id_context)(self.as_ptr(), id.as_ptr(), id.len() as libc::c_uint) };
+    }
+
     /// Lets libssl accept early data with `session` once: it does when removing the session from its own cache
     /// succeeds, so something with that session's key is put there. It asks next, on this thread.
     pub fn claim(self, session: &Session) {

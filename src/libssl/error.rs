@@ -19,9 +19,10 @@ pub enum Error {
     UnknownTickets,
     UnknownUnclean,
     UnknownInternal,
+    WrongAge,
 }
 
-const REASONS: [(Error, &std::ffi::CStr); 8] = [
+const REASONS: [(Error, &std::ffi::CStr); 9] = [
     (Error::NullArgument, c"an argument is NULL"),
     (Error::NotTakenOver, c"this SSL_CTX is not served by Reprise: it was made before libreprise was loaded or with a second libssl, or libreprise stands behind libssl: link -lreprise before -lssl"),
     (Error::UnknownSemantics, c"unknown semantics: pass REPRISE_SEMANTICS_DOCUMENTED or REPRISE_SEMANTICS_STOCK"),
@@ -30,6 +31,7 @@ const REASONS: [(Error, &std::ffi::CStr); 8] = [
     (Error::UnknownTickets, c"unknown policy: pass REPRISE_TICKETS_AS_IS or REPRISE_TICKETS_STATEFUL"),
     (Error::UnknownUnclean, c"unknown policy: pass REPRISE_UNCLEAN_DROP or REPRISE_UNCLEAN_KEEP"),
     (Error::UnknownInternal, c"unknown policy: pass REPRISE_INTERNAL_AS_IS or REPRISE_INTERNAL_ALWAYS"),
+    (Error::WrongAge, c"the maximum age is longer than ten years: pass seconds, or 0 for no limit"),
 ];
 
 /// Puts `error` on this thread's error queue.

@@ -3,24 +3,29 @@
 mod callbacks;
 mod connection;
 pub mod context;
+mod deviation;
+mod digest;
 pub mod error;
 pub mod generator;
 mod lhash;
 mod linked;
 mod marker;
+mod module;
 mod service;
 mod session;
 mod table;
 pub mod types;
 pub mod unclean;
+mod verify;
 
 pub use callbacks::Slot;
 pub use connection::Connection;
 pub use context::{Ctx, CtxCell, Hooks};
+pub use deviation::{Deviation, Learned};
 pub use lhash::SessionTable;
 pub use linked::is_linked;
 pub use marker::{forked, prepare as prepare_marker};
-pub use service::Service;
+pub use service::{Service, Store};
 pub use session::{now, Session};
 pub use table::{elsewhere, elsewhere_session, look_ahead, table, table_of, version};
 

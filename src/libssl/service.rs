@@ -1,21 +1,21 @@
 //! Which service an SSL_CTX is. Where several contexts share a cache, a session must not cross from one to another that
-//! would not have negotiated it: the session id context, the certificates shown and what is demanded of clients
-//! decide. (Programs that set no session id context, or all the same one, rely on their contexts having caches of
-//! their own.)
+//! would not have accepted its peer: what a context is configured to accept decides ([`digest`] says what that is), as
+//! it is configured now. (Programs that set no session id context, or all the same one, rely on their contexts having
+//! caches of their own.)
 
-use super::types::{SSL, SSL_CTX, X509};
-use super::{is_3_or_later, table, Ctx};
-use crate::log;
-use libc::{c_int, c_long, c_void};
-use std::ptr::{null_mut, NonNull};
+use super::digest;
+use super::types::{CertVerifyCallback, SSL_CTX, X509};
+use super::{table, Connection, Ctx, Deviation};
+use crate::{gate, log};
+use libc::c_void;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
 use std::sync::atomic::{
-    AtomicU64,
+    AtomicBool, AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
 };
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
-
-const DIGEST: usize = 32;
 
 /// The service of one SSL_CTX, worked out anew when the context was changed.
 #[derive(Default)]
@@ -23,14 +23,50 @@ pub struct Service {
     /// What `outline` was when the identity was worked out.
     outline: AtomicU64,
     identity: [AtomicU64; 2],
+    follows_store: AtomicBool,
     details: Mutex<Details>,
 }
 
 #[derive(Default)]
-pub struct Details {
-    id_context: Vec<u8>,
-    /// Kept, so that no other certificate has its address.
+struct Details {
+    known: Known,
+    /// Kept, so that no other object has their addresses.
     certificate: Option<Certificate>,
+    /// The addresses of all of them, one for each kind of key.
+    certificates: Vec<usize>,
+    stores: [Option<Store>; 2],
+}
+
+/// What libssl does not tell of an SSL_CTX.
+#[derive(Default)]
+pub struct Known {
+    pub id_context: Vec<u8>,
+    /// Of the cache's URL: keeps apart what is equal otherwise.
+    pub label: String,
+    /// The callback of SSL_CTX_set_cert_verify_callback(3) and its argument.
+    pub cert_verify: [usize; 2],
+    /// What no other SSL_CTX has, except in processes that were forked from this one.
+    pub own: [u8; 16],
+}
+
+/// The details, locked inside the gate: a fork waits until the lock is free.
+struct Locked<'a> {
+    details: MutexGuard<'a, Details>,
+    /// Left after the lock was given back.
+    _inside: gate::Inside,
+}
+
+impl Deref for Locked<'_> {
+    type Target = Details;
+    fn deref(&self) -> &Details {
+        &self.details
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut Details {
+        &mut self.details
+    }
 }
 
 /// One counted reference to a certificate.
@@ -46,72 +82,191 @@ impl Drop for Certificate {
     }
 }
 
+/// One counted reference to an X509_STORE.
+pub struct Store(NonNull<c_void>);
+
+// SAFETY: libcrypto counts references to stores atomically, and only the reference is used.
+unsafe impl Send for Store {}
+
+impl Store {
+    pub fn as_ptr(&self) -> *mut c_void {
+        self.0.as_ptr()
+    }
+
+    /// # Safety
+    /// `store` is NULL or alive.
+    unsafe fn keep(store: *mut c_void) -> Option<Store> {
+        let store = NonNull::new(store)?;
+        // SAFETY: by the caller's promise.
+        (unsafe { (table().X509_STORE_up_ref)(store.as_ptr()) } == 1).then_some(Store(store))
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        // SAFETY: one reference is ours, and it is given up once.
+        unsafe { (table().X509_STORE_free)(self.0.as_ptr()) };
+    }
+}
+
 impl Service {
     /// For another SSL_CTX.
     pub fn reset(&self) {
+        let fresh = Details { known: Known { own: own(), ..Known::default() }, ..Details::default() };
         let mut details = self.details();
         self.outline.store(0, Release);
-        *details = Details::default();
+        let before = std::mem::replace(&mut *details, fresh);
+        drop(details);
+        drop(before);
+    }
+
+    /// The SSL_CTX ends: what was kept of it goes.
+    pub fn end(&self) {
+        let mut details = self.details();
+        self.outline.store(0, Release);
+        let kept = (details.certificate.take(), std::mem::take(&mut details.stores));
+        drop(details);
+        drop(kept);
     }
 
     /// SSL_CTX_set_session_id_context(3) was called.
     pub fn set_id_context(&self, id_context: &[u8]) {
         let mut details = self.details();
         self.outline.store(0, Release);
-        details.id_context = id_context.to_vec();
+        details.known.id_context = id_context.to_vec();
+    }
+
+    /// Whether the program has set one that is not empty.
+    pub fn has_id_context(&self) -> bool {
+        !self.details().known.id_context.is_empty()
+    }
+
+    /// The cache's URL gives the service a label.
+    pub fn set_label(&self, label: &str) {
+        let mut details = self.details();
+        if details.known.label != label {
+            self.outline.store(0, Release);
+            details.known.label = label.into();
+        }
+    }
+
+    /// Whether what the trust store reads at run time makes the context another service. Not where certificates are
+    /// verified again: a store that reads folders when it needs them would be another service each time.
+    pub fn follow_store(&self, follow: bool) {
+        self.follows_store.store(follow, Relaxed);
+    }
+
+    /// SSL_CTX_set_cert_verify_callback(3) was called.
+    pub fn set_cert_verify(&self, callback: CertVerifyCallback, argument: *mut c_void) {
+        let mut details = self.details();
+        self.outline.store(0, Release);
+        details.known.cert_verify = [callback.map_or(0, |callback| callback as usize), argument as usize];
     }
 
     /// Contexts with equal identities are the same service.
     pub fn identity(&self, ctx: Ctx) -> [u64; 2] {
-        let outline = outline(ctx.as_ptr());
+        let outline = outline(ctx.as_ptr(), self.follows_store.load(Relaxed));
         if self.outline.load(Acquire) != outline {
-            let mut details = self.details();
-            let identity = quietly(|| digest(ctx.as_ptr(), &details.id_context)).unwrap_or_else(nobody_else);
-            details.certificate = certificate(ctx.as_ptr());
-            self.identity[0].store(identity[0], Relaxed);
-            self.identity[1].store(identity[1], Relaxed);
-            self.outline.store(outline, Release);
+            self.work_out(ctx, outline);
         }
         self.identity.each_ref().map(|word| word.load(Relaxed))
     }
 
-    /// Nothing is half-done until the result is dropped.
-    pub fn details(&self) -> MutexGuard<'_, Details> {
-        self.details.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What `identity` last said: the SSL_CTX may be gone.
+    pub fn last_identity(&self) -> [u64; 2] {
+        self.identity.each_ref().map(|word| word.load(Relaxed))
+    }
+
+    /// What its context verifies clients with, as of when the identity was last worked out: the SSL_CTX may be gone.
+    pub fn store(&self) -> Option<Store> {
+        let details = self.details();
+        let [own, verify] = &details.stores;
+        // SAFETY: a reference that is kept is to a store that is alive.
+        verify.as_ref().or(own.as_ref()).and_then(|store| unsafe { Store::keep(store.as_ptr()) })
+    }
+
+    /// How a connection deviates from this service's context.
+    pub fn deviation(&self, connection: &Connection, ctx: Ctx) -> Deviation {
+        let knows = |certificate: usize| self.details().certificates.contains(&certificate);
+        connection.deviation(ctx, knows, || self.details().known.own)
+    }
+
+    #[cold]
+    fn work_out(&self, ctx: Ctx, outline: u64) {
+        // SAFETY: the context is alive, and so are its certificate and its stores.
+        let (certificate, stores) = unsafe {
+            (
+                certificate(ctx.as_ptr()),
+                [(table().SSL_CTX_get_cert_store)(ctx.as_ptr()), digest::verify_store(ctx.as_ptr())]
+                    .map(|store| Store::keep(store)),
+            )
+        };
+        let certificates = quietly(|| digest::certificates(ctx.as_ptr()));
+        let mut details = self.details();
+        details.certificates = certificates;
+        let identity = quietly(|| digest::identity(ctx.as_ptr(), &details.known));
+        let identity = identity.unwrap_or_else(|| nobody_else(&details.known));
+        let before =
+            (std::mem::replace(&mut details.certificate, certificate), std::mem::replace(&mut details.stores, stores));
+        self.identity[0].store(identity[0], Relaxed);
+        self.identity[1].store(identity[1], Relaxed);
+        self.outline.store(outline, Release);
+        drop(details);
+        drop(before);
+    }
+
+    fn details(&self) -> Locked<'_> {
+        let inside = gate::enter();
+        Locked { details: self.details.lock().unwrap_or_else(PoisonError::into_inner), _inside: inside }
     }
 }
 
-/// A number that is another one when the context shows another certificate or demands something else of its clients.
-/// Never 0.
-fn outline(ctx: *mut SSL_CTX) -> u64 {
+/// A number that is another one when the context was changed in what its identity is made of. Never 0.
+///
+/// It is asked for at each lookup, so it looks at addresses and numbers: another store; another certificate; other
+/// parameters, callbacks, names, bounds, ciphers (a list of ciphers by its address and length). With `follows_store` also
+/// more objects in a store (none is ever removed from one), and its flags: where certificates are verified again, that
+/// judges them as they are.
+fn outline(ctx: *mut SSL_CTX, follows_store: bool) -> u64 {
+    let table = table();
     let mut outline = 1;
     let mut mix = |value: u64| outline = (outline ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
-    // SAFETY: the context is alive. Addresses are compared, not followed.
+    // SAFETY: the context is alive. Addresses are compared; the parameters and stores are the context's.
     unsafe {
-        mix((table().SSL_CTX_get0_certificate)(ctx) as u64);
-        mix((table().SSL_CTX_get_verify_mode)(ctx) as u64);
+        mix((table.SSL_CTX_get0_certificate)(ctx) as u64);
+        mix((table.SSL_CTX_get_verify_mode)(ctx) as u64);
+        mix((table.SSL_CTX_get_verify_callback)(ctx) as u64);
+        let param = (table.SSL_CTX_get0_param)(ctx);
+        mix((table.X509_VERIFY_PARAM_get_flags)(param));
+        mix((table.X509_VERIFY_PARAM_get_depth)(param) as u64
+            ^ ((table.X509_VERIFY_PARAM_get_auth_level)(param) as u64) << 32);
+        for place in digest::hidden() {
+            mix(place.map_or(0, |place| place.read(param)) as u64);
+        }
+        if let Some(host) = table.X509_VERIFY_PARAM_get0_host {
+            mix(host(param, 0) as u64);
+        }
+        mix((table.SSL_CTX_get_cert_store)(ctx) as u64);
+        if follows_store {
+            for store in [(table.SSL_CTX_get_cert_store)(ctx), digest::verify_store(ctx)] {
+                mix(store as u64);
+                if !store.is_null() {
+                    mix((table.OPENSSL_sk_num)((table.X509_STORE_get0_objects)(store)) as u64);
+                    mix((table.X509_VERIFY_PARAM_get_flags)((table.X509_STORE_get0_param)(store)));
+                }
+            }
+        }
+        mix(digest::bounds(ctx));
+        mix((table.SSL_CTX_get_options)(ctx) & digest::PROTOCOL_OPTIONS);
+        mix((table.SSL_CTX_get_security_level)(ctx) as u64);
+        let ciphers = (table.SSL_CTX_get_ciphers)(ctx);
+        mix(ciphers as u64 ^ ((table.OPENSSL_sk_num)(ciphers) as u64) << 48);
     }
-    for names in lists(ctx) {
+    for names in digest::lists(ctx) {
         mix(names as u64);
-        for_each(names, |name| mix(name as u64));
+        digest::for_each(names, |name| mix(name as u64));
     }
     outline.max(1)
-}
-
-/// The names of CAs that clients are told.
-fn lists(ctx: *mut SSL_CTX) -> [*const c_void; 2] {
-    // SAFETY: the context is alive.
-    unsafe { [(table().SSL_CTX_get_client_CA_list)(ctx), (table().SSL_CTX_get0_CA_list)(ctx)] }
-}
-
-/// Each element of an OpenSSL stack, which may be NULL.
-fn for_each(stack: *const c_void, mut visit: impl FnMut(*mut c_void)) {
-    // SAFETY: the stack is the context's, and NULL is allowed; libssl returns NULL beyond its end.
-    unsafe {
-        for at in 0..(table().OPENSSL_sk_num)(stack) {
-            visit((table().OPENSSL_sk_value)(stack, at));
-        }
-    }
 }
 
 fn certificate(ctx: *mut SSL_CTX) -> Option<Certificate> {
@@ -133,92 +288,22 @@ fn quietly<T>(work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// The identity of a context that cannot be told from others: it shares with those who were forked from this process.
-fn nobody_else() -> [u64; 2] {
+/// A number of an SSL_CTX's own: random, or, where the system has no random numbers, by time, process and order.
+fn own() -> [u8; 16] {
     static NEXT: AtomicU64 = AtomicU64::new(0);
+    let mut own = [0; 16];
+    if getrandom::fill(&mut own).is_err() {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        own[..8].copy_from_slice(&(since.as_nanos() as u64).to_le_bytes());
+        let order = u64::from(std::process::id()) << 32 | NEXT.fetch_add(1, Relaxed);
+        own[8..].copy_from_slice(&order.to_le_bytes());
+    }
+    own
+}
+
+/// The identity of a context that cannot be told from others: it shares with those who were forked from this process.
+fn nobody_else(known: &Known) -> [u64; 2] {
     log::once(format_args!("the default library context has no SHA-256: sessions are not shared between programs"));
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    [since.as_nanos() as u64, u64::from(std::process::id()) << 32 | NEXT.fetch_add(1, Relaxed)]
-}
-
-/// `None` where SHA-256 is not to be had: the default library context may have no provider of it.
-fn digest(ctx: *mut SSL_CTX, id_context: &[u8]) -> Option<[u64; 2]> {
-    // Sessions of 1.1.1 and of later versions are not written alike.
-    let mut all = vec![1, if is_3_or_later() { 3 } else { 1 }, id_context.len() as u8];
-    all.extend_from_slice(id_context);
-    // SAFETY: the context is alive.
-    let verify = unsafe { (table().SSL_CTX_get_verify_mode)(ctx) };
-    all.extend_from_slice(&verify.to_le_bytes());
-    let mut complete = true;
-    let mut add = |sha256: &dyn Fn(*mut u8) -> c_int| {
-        let mut one = [0; DIGEST];
-        complete &= sha256(one.as_mut_ptr()) == 1;
-        all.extend_from_slice(&one);
-    };
-    let table = table();
-    // SAFETY: what is digested is alive, and the place for the digest as long as SHA-256's.
-    unsafe {
-        let mut leaf = |certificate: *const X509| {
-            add(&|out| (table.X509_digest)(certificate, (table.EVP_sha256)(), out, null_mut()));
-        };
-        match Probe::new(ctx) {
-            Some(probe) => probe.each_certificate(&mut leaf),
-            // None can be made of some contexts of QUIC.
-            None => match (table.SSL_CTX_get0_certificate)(ctx) {
-                certificate if certificate.is_null() => {}
-                certificate => leaf(certificate),
-            },
-        }
-        for names in lists(ctx) {
-            for_each(names, |name| {
-                add(&|out| (table.X509_NAME_digest)(name, (table.EVP_sha256)(), out, null_mut()));
-            });
-        }
-    }
-    let mut digest = [0; DIGEST];
-    // SAFETY: `all` has `len` bytes, `digest` as many as SHA-256 writes.
-    unsafe {
-        let (md, engine) = ((table.EVP_sha256)(), null_mut());
-        let result = (table.EVP_Digest)(all.as_ptr().cast(), all.len(), digest.as_mut_ptr(), null_mut(), md, engine);
-        complete &= result == 1;
-    }
-    let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| digest[at * 8 + byte]));
-    complete.then(|| [word(0), word(1)])
-}
-
-/// A connection of the context that is never used, but for the certificates it has (one for each kind of key): going
-/// through those of the context itself would change the context.
-struct Probe(NonNull<SSL>);
-
-impl Probe {
-    fn new(ctx: *mut SSL_CTX) -> Option<Probe> {
-        // SAFETY: the context is alive.
-        unsafe {
-            if (table().SSL_CTX_get0_certificate)(ctx).is_null() {
-                return None;
-            }
-            NonNull::new((table().SSL_new)(ctx)).map(Probe)
-        }
-    }
-
-    fn each_certificate(&self, visit: &mut dyn FnMut(*const X509)) {
-        const SET_CURRENT_CERT: c_int = 117; // SSL_CTRL_SET_CURRENT_CERT
-        const FIRST: c_long = 1; // SSL_CERT_SET_FIRST
-        const NEXT: c_long = 2; // SSL_CERT_SET_NEXT
-        let mut which = FIRST;
-        // SAFETY: the connection is ours alone.
-        unsafe {
-            while (table().SSL_ctrl)(self.0.as_ptr(), SET_CURRENT_CERT, which, null_mut()) == 1 {
-                visit((table().SSL_get_certificate)(self.0.as_ptr()));
-                which = NEXT;
-            }
-        }
-    }
-}
-
-impl Drop for Probe {
-    fn drop(&mut self) {
-        // SAFETY: the connection is ours alone.
-        unsafe { (table().SSL_free)(self.0.as_ptr()) };
-    }
+    let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| known.own[at * 8 + byte]));
+    [word(0), word(1)]
 }

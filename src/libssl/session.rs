@@ -1,10 +1,12 @@
 //! An SSL_SESSION as Rust: who holds a [`Session`] owns one reference, who holds a `&Session` borrows one.
 
-use super::{marker, table, types::SSL_SESSION};
+use super::{marker, table, types::SSL_SESSION, verify::Chain};
 use crate::cache::{self, Key, Seconds};
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::ptr::{null_mut, NonNull};
+use std::sync::Arc;
+use zeroize::Zeroizing;
 
 /// The time, as libssl itself asks for it: some milliseconds late, and for less than a precise one costs.
 pub fn now() -> Seconds {
@@ -12,9 +14,14 @@ pub fn now() -> Seconds {
     unsafe { libc::time(null_mut()) }
 }
 
-/// One counted reference to a session.
-#[repr(transparent)]
-pub struct Session(NonNull<SSL_SESSION>);
+/// One counted reference to a session, and what its client showed beside its certificate, where that is known: libssl
+/// writes a session without it.
+pub struct Session {
+    object: NonNull<SSL_SESSION>,
+    chain: Option<Chain>,
+    /// See [`super::Deviation::tag`].
+    tag: [u64; 2],
+}
 
 // SAFETY: libssl counts references atomically and hands sessions from thread to thread itself; what is read here
 // (id, version, times, marks) libssl reads without a lock as well.
@@ -38,7 +45,7 @@ impl Session {
     /// # Safety
     /// `session` is NULL or a session of which the caller owns a reference and gives it away.
     pub unsafe fn from_owned(session: *mut SSL_SESSION) -> Option<Session> {
-        NonNull::new(session).map(Session)
+        Some(Session { object: NonNull::new(session)?, chain: None, tag: [0; 2] })
     }
 
     /// Borrows for as long as the caller's reference lasts; `None` for NULL.
@@ -46,7 +53,8 @@ impl Session {
     /// # Safety
     /// `session` is NULL or a session that stays alive as long as the result.
     pub unsafe fn borrow(session: *mut SSL_SESSION) -> Option<Borrowed> {
-        NonNull::new(session).map(|session| Borrowed(ManuallyDrop::new(Session(session))))
+        // The chain is none, so nothing is left undropped.
+        Some(Borrowed(ManuallyDrop::new(Session { object: NonNull::new(session)?, chain: None, tag: [0; 2] })))
     }
 
     /// A new, empty session that can be found under `key`.
@@ -62,13 +70,49 @@ impl Session {
     }
 
     /// Gives the reference away as a raw pointer.
-    pub fn into_ptr(self) -> *mut SSL_SESSION {
+    pub fn into_ptr(mut self) -> *mut SSL_SESSION {
+        self.chain = None;
         ManuallyDrop::new(self).as_ptr()
     }
 
     /// The object, for a call that does not keep it.
     pub fn as_ptr(&self) -> *mut SSL_SESSION {
-        self.0.as_ptr()
+        self.object.as_ptr()
+    }
+
+    pub fn chain(&self) -> Option<&Chain> {
+        self.chain.as_ref()
+    }
+
+    /// One more reference, with this chain.
+    pub fn with_chain(&self, chain: Option<Chain>) -> Session {
+        let mut session = self.clone();
+        session.chain = chain;
+        session
+    }
+
+    /// What connections must have been told to resume it.
+    pub fn tag(&self) -> [u64; 2] {
+        self.tag
+    }
+
+    /// One more reference, with this tag.
+    pub fn with_tag(&self, tag: [u64; 2]) -> Session {
+        let mut session = self.clone();
+        session.tag = tag;
+        session
+    }
+
+    /// Whether both have the same secret.
+    pub fn has_secret_of(&self, other: &Session) -> bool {
+        let secret = |session: &Session| {
+            let mut secret = Zeroizing::new([0; 64]);
+            // SAFETY: the session is alive, and the place as long as is said.
+            let length =
+                unsafe { (table().SSL_SESSION_get_master_key)(session.as_ptr(), secret.as_mut_ptr(), secret.len()) };
+            (length, secret)
+        };
+        secret(self) == secret(other)
     }
 
     pub fn id(&self) -> &[u8] {
@@ -111,6 +155,12 @@ impl Session {
         unsafe { (table().SSL_SESSION_get_max_early_data)(self.as_ptr()) > 0 }
     }
 
+    /// Whether a server sent a ticket for it: then it is a client's.
+    pub fn has_ticket(&self) -> bool {
+        // SAFETY: the session is alive.
+        unsafe { (table().SSL_SESSION_has_ticket)(self.as_ptr()) == 1 }
+    }
+
     /// Sets the time its timeout counts from.
     pub fn set_time(&self, now: Seconds) {
         // SAFETY: the session is alive. Libssl itself writes the time of a shared session without a lock.
@@ -128,15 +178,58 @@ impl Session {
     }
 }
 
-/// What stands before the DER of a session that leaves the process.
-const PLAIN: u8 = 0;
-const MARKED: u8 = 1;
+/// When a session began that was renewed since. Renewed tickets and DER take along what is attached to a session for
+/// tickets (SSL_SESSION_set1_ticket_appdata(3)), so the time of the full handshake is kept there, unless the program
+/// keeps something there itself.
+impl Session {
+    const ORIGIN: [u8; 8] = *b"reprise\x01";
+
+    /// When its client last went through a full handshake. `None` if it was not noted.
+    pub fn origin(&self) -> Option<Seconds> {
+        let (mut data, mut length) = (null_mut(), 0);
+        // SAFETY: the session is alive, and so is its data while it is copied.
+        let data = unsafe {
+            (table().SSL_SESSION_get0_ticket_appdata)(self.as_ptr(), &mut data, &mut length);
+            NonNull::new(data.cast::<[u8; 16]>()).filter(|_| length == 16)?.as_ptr().read()
+        };
+        let (label, time) = data.split_first_chunk::<8>()?;
+        (*label == Session::ORIGIN).then(|| Some(Seconds::from_le_bytes(*time.first_chunk()?)))?
+    }
+
+    /// Notes when this new session began, which no other thread has yet. Nothing happens if that is known, or the
+    /// program has attached something.
+    pub fn note_origin(&self, time: Seconds) {
+        let (mut data, mut length) = (null_mut(), 0);
+        // SAFETY: the session is alive, and libssl copies what is passed.
+        unsafe {
+            (table().SSL_SESSION_get0_ticket_appdata)(self.as_ptr(), &mut data, &mut length);
+            if length == 0 {
+                let mut note = [0; 16];
+                note[..8].copy_from_slice(&Session::ORIGIN);
+                note[8..].copy_from_slice(&time.to_le_bytes());
+                (table().SSL_SESSION_set1_ticket_appdata)(self.as_ptr(), note.as_ptr().cast(), note.len());
+            }
+        }
+    }
+
+    /// The time its timeout counts from.
+    pub fn time(&self) -> Seconds {
+        // SAFETY: the session is alive.
+        Seconds::from(unsafe { (table().SSL_SESSION_get_time)(self.as_ptr()) })
+    }
+}
+
+/// What stands before a session that leaves the process; then come its tag, the length of its chain, the chain, and its
+/// DER.
+const PLAIN: u8 = 2;
+const MARKED: u8 = 3;
 
 impl Session {
     /// An equal session that is not marked, without the data that programs attach to it (ex_data).
     pub fn unmarked_copy(&self) -> Option<Session> {
         let mut der = Vec::new();
-        (!self.is_judged() && self.write_der(&mut der)).then(|| Session::read_der(&der))?
+        let copy = (!self.is_judged() && self.write_der(&mut der)).then(|| Session::read_der(&der))??;
+        Some(copy.with_chain(self.chain.clone()).with_tag(self.tag))
     }
 
     /// Whether the program has noted something (ex_data) on a session whose peer showed a certificate. It may be all that
@@ -162,7 +255,7 @@ impl Session {
     }
 
     /// i2d_SSL_SESSION(3). A session without a cipher cannot be had as DER.
-    fn write_der(&self, out: &mut Vec<u8>) -> bool {
+    pub(super) fn write_der(&self, out: &mut Vec<u8>) -> bool {
         // SAFETY: the session is alive; first the length is asked for, then so many bytes are written.
         unsafe {
             let length = (table().i2d_SSL_SESSION)(self.as_ptr(), null_mut());
@@ -194,16 +287,27 @@ impl Session {
 impl cache::Portable for Session {
     fn write(&self, out: &mut Vec<u8>) -> bool {
         out.push(if self.is_resumable() { PLAIN } else { MARKED });
+        self.tag.iter().for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
+        let chain: &[u8] = self.chain.as_ref().map_or(&[], |chain| chain);
+        out.extend_from_slice(&(chain.len() as u32).to_le_bytes());
+        out.extend_from_slice(chain);
         !self.is_judged() && self.write_der(out)
     }
 
     fn read(bytes: &[u8]) -> Option<Session> {
-        let (&mark, der) = bytes.split_first()?;
+        let (&mark, rest) = bytes.split_first()?;
+        let (tag, rest) = rest.split_first_chunk::<16>()?;
+        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| tag[at * 8 + byte]));
+        let (length, rest) = rest.split_first_chunk()?;
+        let (chain, der) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
         let session = Session::read_der(der)?;
-        if mark == MARKED {
-            session.mark();
+        match mark {
+            PLAIN => {}
+            MARKED => session.mark(),
+            _ => return None,
         }
-        Some(session)
+        let chain = (!chain.is_empty()).then(|| Arc::new(chain.to_vec()));
+        Some(session.with_chain(chain).with_tag([word(0), word(1)]))
     }
 }
 
@@ -211,7 +315,7 @@ impl Clone for Session {
     fn clone(&self) -> Session {
         // SAFETY: the session is alive, and the new reference is what the result owns.
         unsafe { (table().SSL_SESSION_up_ref)(self.as_ptr()) };
-        Session(self.0)
+        Session { object: self.object, chain: self.chain.clone(), tag: self.tag }
     }
 }
 
@@ -241,6 +345,6 @@ impl cache::Session for Session {
     }
 
     fn same(&self, other: &Session) -> bool {
-        self.0 == other.0
+        self.object == other.object
     }
 }

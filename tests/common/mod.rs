@@ -298,7 +298,19 @@ impl Keeper {
     /// The environment for `command`: none of ours on stock, else the preload with its counters in `stats`.
     pub fn apply(self, command: &mut Command, stats: &Path) {
         command.env_remove("LD_PRELOAD");
-        for name in ["CACHE", "SEMANTICS", "TICKETS", "INTERNAL", "UNCLEAN", "LOG", "STATS", "STATUS"] {
+        for name in [
+            "CACHE",
+            "SEMANTICS",
+            "TICKETS",
+            "INTERNAL",
+            "UNCLEAN",
+            "REVERIFY",
+            "MAX_AGE",
+            "ID_CONTEXT",
+            "LOG",
+            "STATS",
+            "STATUS",
+        ] {
             command.env_remove(format!("REPRISE_{name}"));
         }
         let semantics = match self {

@@ -79,7 +79,7 @@ pub fn name() -> String {
 }
 
 pub fn spec(size: u64) -> Spec {
-    Spec { name: name(), size, keep: true }
+    Spec { name: name(), size, keep: true, service: String::new() }
 }
 
 pub fn own(size: u64) -> Own {

@@ -49,6 +49,15 @@ pub struct Args {
     /// Whether sessions of connections closed without close_notify stay usable [default: keep with a shared cache]
     #[arg(long, value_parser = ["keep", "drop"])]
     unclean: Option<String>,
+    /// Where a client's certificate is verified again when its session is resumed [default: shared caches]
+    #[arg(long, value_name = "WHERE", value_parser = ["shared", "on", "off"])]
+    reverify: Option<String>,
+    /// The most seconds for which a session is resumed after its full handshake
+    #[arg(long, value_name = "SECONDS")]
+    max_age: Option<String>,
+    /// A session id context for servers that ask for client certificates and set none
+    #[arg(long, value_parser = ["auto", "as-is"])]
+    id_context: Option<String>,
     /// What is said on stderr
     #[arg(long, value_name = "LEVEL", value_parser = ["error", "off"])]
     log: Option<String>,
@@ -112,6 +121,9 @@ fn variables(args: &Args) -> BTreeMap<&'static str, String> {
         ("REPRISE_TICKETS", &args.tickets),
         ("REPRISE_INTERNAL", &args.internal),
         ("REPRISE_UNCLEAN", &args.unclean),
+        ("REPRISE_REVERIFY", &args.reverify),
+        ("REPRISE_MAX_AGE", &args.max_age),
+        ("REPRISE_ID_CONTEXT", &args.id_context),
         ("REPRISE_LOG", &args.log),
     ];
     options.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))).collect()

@@ -20,7 +20,8 @@ const LONGEST_PREFIX: usize = 64;
 const PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26379;
 /// All parameters; which of them a kind of URL has is said where they are read.
-const PARAMETERS: [&str; 10] = ["key", "prefix", "deadline", "connect", "queue", "db", "tls", "ca", "cert", "cert_key"];
+const PARAMETERS: [&str; 11] =
+    ["service", "key", "prefix", "deadline", "connect", "queue", "db", "tls", "ca", "cert", "cert_key"];
 
 /// Which Redis, and how it is to be used.
 #[derive(Clone, PartialEq, Eq)]
@@ -41,6 +42,8 @@ pub struct Spec {
     pub connect: Duration,
     /// How many sessions may wait to be written, 16 to 16 M.
     pub queue: usize,
+    /// Keeps services apart that are equal otherwise; mostly empty.
+    pub service: String,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -139,6 +142,7 @@ impl FromStr for Spec {
             deadline: parameters.duration("deadline", 20, 1, 1000)?,
             connect: parameters.duration("connect", 1000, 10, 60_000)?,
             queue: parameters.queue()?,
+            service: parameters.take("service").map_or(Ok(String::new()), crate::config::label)?,
         };
         match parameters.0.first() {
             None => Ok(spec),
@@ -471,8 +475,11 @@ mod tests {
                 deadline: Duration::from_millis(20),
                 connect: Duration::from_secs(1),
                 queue: 65536,
+                service: String::new(),
             }
         );
+        assert_eq!(spec("redis://h?key=/k&service=a.b").service, "a.b");
+        assert!("redis://h?key=/k&service=".parse::<Spec>().unwrap_err().contains("service is no label"));
     }
 
     #[test]

@@ -203,11 +203,52 @@ impl Area {
         if self.store.stable(|| Ok(self.store.find(wanted.hash)?.is_none()), |_| false) == Some(true) {
             return false;
         }
+        let hash = wanted.hash;
         let taken = self.write(|writer| match writer.find(&wanted, out)? {
-            Some(record) if wish(out) => writer.remove(&record, Counter::Taken).map(|()| true),
+            // Somebody who did not wait for the lock may be faster still. (Without room nobody else can be.)
+            Some(record) if wish(out) && writer.store.claim(hash)?.unwrap_or(true) => {
+                writer.remove(&record, Counter::Taken)?;
+                writer.store.release(hash)?;
+                Ok(true)
+            }
             _ => Ok(false),
         });
-        taken.unwrap_or(false)
+        taken.unwrap_or_else(|| self.take_without_lock(service, &wanted, out, wish).unwrap_or(false))
+    }
+
+    /// The same while a writer is stopped: the session is void from now on, a writer tidies up later.
+    fn take_without_lock(
+        &self,
+        service: Service,
+        wanted: &Wanted,
+        out: &mut Vec<u8>,
+        wish: impl Fn(&[u8]) -> bool,
+    ) -> Found<bool> {
+        // What is half changed may hide it: then it is void all the same, and nobody's.
+        if matches!(self.store.read(wanted, out), Ok(true)) && !wish(out) {
+            return Ok(false);
+        }
+        let claimed = self.store.claim(wanted.hash)?;
+        if claimed.is_none() {
+            // The table is full: all of the service goes, rather than that one stays.
+            self.flush_without_lock(service)?;
+        }
+        // It may have been taken before it was void.
+        let mut is_there = || {
+            let Some((_, at)) = self.store.find(wanted.hash)? else { return Ok(false) };
+            let record = self.store.record(at)?;
+            self.store.copy(&record, out)?;
+            self.store.is_sound(&record, wanted, out)
+        };
+        Ok(claimed == Some(true) && is_there()?)
+    }
+
+    /// Makes all sessions of a service void, without the lock.
+    fn flush_without_lock(&self, service: Service) -> Found<()> {
+        match self.store.find_row(service, 0)? {
+            Some(row) => self.store.void_service(row),
+            None => Ok(()),
+        }
     }
 
     /// Puts a session in, and what has to leave its service for it into `left`. `limit` is that of the service, 0 for none.
@@ -288,7 +329,12 @@ impl Area {
 
     /// Takes out the sessions of the service that are there now, in the same way.
     pub fn clear(&self, service: Service, left: &mut dyn FnMut(&[u8])) {
-        self.pop_all(service, u32::MAX, self.sessions(service), Counter::Removed, left);
+        let known = self.of_row(service, row::SESSIONS).map(|sessions| sessions as usize);
+        let popped = known.map(|sessions| self.pop_all(service, u32::MAX, sessions, Counter::Removed, left));
+        if known.is_none() || popped < known {
+            // A writer is stopped, or others were faster. Nobody finds what is left.
+            let _ = self.flush_without_lock(service);
+        }
     }
 
     fn pop_all(&self, service: Service, before: u32, most: usize, why: Counter, left: &mut dyn FnMut(&[u8])) -> usize {

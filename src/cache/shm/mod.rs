@@ -46,6 +46,8 @@ pub struct Spec {
     pub size: u64,
     /// Whether it stays when nobody uses it.
     pub keep: bool,
+    /// Keeps services apart that are equal otherwise; mostly empty.
+    pub service: String,
 }
 
 impl Spec {
@@ -55,7 +57,7 @@ impl Spec {
     /// With that size, to stay. An error if there can be no cache of this name.
     pub fn new(name: &str) -> Result<Spec, Error> {
         file::path(name)?;
-        Ok(Spec { name: name.into(), size: Spec::SIZE, keep: true })
+        Ok(Spec { name: name.into(), size: Spec::SIZE, keep: true, service: String::new() })
     }
 }
 

@@ -7,13 +7,13 @@
 
 use super::super::{Key, Seconds};
 use super::Service;
-use std::sync::atomic::{fence, AtomicU64, Ordering::Acquire, Ordering::Relaxed};
+use std::sync::atomic::{fence, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::SeqCst};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// "reprise!" as bytes.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"reprise!");
 /// Raised with every change of what is described here.
-pub const LAYOUT: u64 = 1;
+pub const LAYOUT: u64 = 2;
 
 /// The longest record in bytes.
 pub const LONGEST: usize = 64 << 10;
@@ -29,6 +29,8 @@ pub const LOCK: usize = 24;
 pub const OWNER: usize = 25;
 /// Odd while something changes.
 pub const VERSION: usize = 32;
+/// How many sessions are void in [`VOIDS`]: mostly none, and then nobody looks there. On the line that all readers have.
+pub const VOID: usize = 33;
 /// How many entries of the journal are to be undone.
 pub const JOURNAL_LENGTH: usize = 40;
 /// Not 0 while everything is being thrown away.
@@ -44,7 +46,12 @@ pub const SESSIONS: usize = 46;
 pub const COUNTERS: usize = 48;
 pub const JOURNAL: usize = 64;
 pub const JOURNAL_ENTRIES: usize = 1024;
-pub const ROWS: usize = JOURNAL + 2 * JOURNAL_ENTRIES;
+/// Hashes of sessions that were taken out without the lock, or are being taken out: see [`Store::claim`].
+pub const VOIDS: usize = JOURNAL + 2 * JOURNAL_ENTRIES;
+pub const VOID_SLOTS: usize = 4096;
+/// Where one hash may be, from its place on.
+const VOID_WINDOW: usize = 32;
+pub const ROWS: usize = VOIDS + VOID_SLOTS;
 pub const ROW_COUNT: usize = 4096;
 pub const BUCKETS: usize = ROWS + ROW_COUNT * row::WORDS;
 
@@ -59,6 +66,8 @@ pub mod row {
     pub const ROOT: usize = 5;
     /// The soonest expiry, [`NONE`] without sessions.
     pub const SOONEST: usize = 6;
+    /// Records that came before this number were flushed, see [`super::CAME`].
+    pub const FLUSHED: usize = 7;
     pub const NONE: u64 = u64::MAX;
 }
 
@@ -357,9 +366,67 @@ impl Store {
         let record = self.record(at)?;
         self.copy(&record, out)?;
         match self.is_sound(&record, wanted, out)? {
-            true => Ok(true),
+            true => Ok(!self.is_void(&record)?),
             false => Err(Broken),
         }
+    }
+
+    // --- void -----------------------------------------------------------------------------------------------------
+    //
+    // Removing, taking and flushing must not wait for a writer that is stopped. A session is made void by entering its hash
+    // into a table, a service by a number in its row: readers miss what is void at once, and a writer tidies up later.
+    // Nothing here is undone by the journal.
+
+    /// Whether a record is there only because nobody has tidied up yet.
+    pub fn is_void(&self, record: &Record) -> Found<bool> {
+        if self.word(VOID)?.load(SeqCst) != 0 && self.voided(record.hash)? > 0 {
+            return Ok(true);
+        }
+        let flushed = self.load(self.row(record.meta.row()) + row::FLUSHED)?;
+        // Numbers of 32 bits, of which half is before and half is after.
+        Ok(flushed != 0 && (flushed as u32).wrapping_sub(record.turn as u32).wrapping_sub(1) < 1 << 31)
+    }
+
+    fn window(&self, hash: u64) -> impl Iterator<Item = Found<&'static AtomicU64>> + '_ {
+        (0..VOID_WINDOW).map(move |step| self.word(VOIDS + (hash as usize).wrapping_add(step) % VOID_SLOTS))
+    }
+
+    /// How often a hash is in the table.
+    fn voided(&self, hash: u64) -> Found<usize> {
+        self.window(hash).try_fold(0, |sum, slot| Ok(sum + usize::from(slot?.load(SeqCst) == hash)))
+    }
+
+    /// Makes what has this hash void. `Some(true)` for one caller of all; it may have been gone before, so whoever takes
+    /// it looks again. Where two try at once, it may be nobody's. `None` if there is no room.
+    pub fn claim(&self, hash: u64) -> Found<Option<bool>> {
+        if self.voided(hash)? > 0 {
+            return Ok(Some(false));
+        }
+        for slot in self.window(hash) {
+            if slot?.compare_exchange(0, hash, SeqCst, SeqCst).is_ok() {
+                self.word(VOID)?.fetch_add(1, SeqCst);
+                return Ok(Some(self.voided(hash)? == 1));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What was claimed is gone: under the lock.
+    pub fn release(&self, hash: u64) -> Found<()> {
+        for slot in self.window(hash) {
+            if slot?.compare_exchange(hash, 0, SeqCst, SeqCst).is_ok() {
+                self.word(VOID)?.fetch_sub(1, SeqCst);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes all void that a service has now.
+    pub fn void_service(&self, row: usize) -> Found<()> {
+        // Never 0, which is for none.
+        let came = self.load(CAME)?.max(1);
+        self.word(row + row::FLUSHED)?.fetch_max(came, SeqCst);
+        Ok(())
     }
 
     /// Looks up without the lock. `None` if it could not be found out: too much changed meanwhile, or something is broken.

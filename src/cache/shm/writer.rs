@@ -94,7 +94,34 @@ impl<'a> Writer<'a> {
         } else if writer.is_sane() != Ok(true) {
             writer.reset();
         }
+        if writer.tidy_up().is_err() {
+            writer.reset();
+        }
         writer
+    }
+
+    /// Takes out what was made void without the lock.
+    fn tidy_up(&mut self) -> Found<()> {
+        let void = self.store.word(VOID)?;
+        let before = void.load(SeqCst);
+        if before == 0 {
+            return Ok(());
+        }
+        for slot in VOIDS..VOIDS + VOID_SLOTS {
+            let slot = self.store.word(slot)?;
+            let hash = slot.load(SeqCst);
+            if hash == 0 {
+                continue;
+            }
+            if let Some((_, at)) = self.store.find(hash)? {
+                let record = self.store.record(at)?;
+                self.remove_record(&record, Counter::Taken)?;
+            }
+            slot.store(0, SeqCst);
+        }
+        // Whoever made something void meanwhile has counted it since, and it is looked for again.
+        let _ = void.compare_exchange(before, 0, SeqCst, SeqCst);
+        Ok(())
     }
 
     fn is_unclean(&self) -> Found<bool> {
@@ -283,10 +310,11 @@ impl<'a> Writer<'a> {
         let Some((_, at)) = self.store.find(wanted.hash)? else { return Ok(None) };
         let record = self.store.record(at)?;
         self.store.copy(&record, out)?;
-        if self.store.is_sound(&record, wanted, out)? {
+        let sound = self.store.is_sound(&record, wanted, out)?;
+        if sound && !self.store.is_void(&record)? {
             return Ok(Some(record));
         }
-        self.remove_record(&record, Counter::Corrupt)?;
+        self.remove_record(&record, if sound { Counter::Removed } else { Counter::Corrupt })?;
         Ok(None)
     }
 
@@ -323,7 +351,7 @@ impl<'a> Writer<'a> {
             }
             if unused {
                 for (at, word) in
-                    [service[0], service[1], self.store.seal(service), 0, 0, 0, row::NONE].iter().enumerate()
+                    [service[0], service[1], self.store.seal(service), 0, 0, 0, row::NONE, 0].iter().enumerate()
                 {
                     self.set(row + at, *word)?;
                 }
