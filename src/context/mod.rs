@@ -830,6 +830,7 @@ pub fn expiry_changed(session: &Session) {
             if !cache.is_shared() {
                 return cache.expiry_changed(session);
             }
+            let _off = cancel::off();
             // An object that only has the id of a cached session is none of the cache's business. And what the cache keeps
             // beside the session stays.
             match cache.get(&session.key()) {
@@ -1062,16 +1063,22 @@ impl Context {
 
     /// Whether the client of a session would be accepted now (ISO3).
     fn still_accepts(&self, connection: &Connection, session: &Session) -> bool {
+        let (shares, reverifies) = (self.caches.current().is_shared(), self.reverifies());
+        if !shares && !reverifies {
+            return true;
+        }
+        // Verifying may read files.
+        let _off = cancel::off();
         let mut store = None;
-        if self.caches.current().is_shared() {
+        if shares {
             match self.ctx().and_then(|ctx| self.expected_tag(connection, ctx)) {
                 Some((tag, switched)) if tag == session.tag() => {
-                    store = switched.filter(|_| self.reverifies()).and_then(|context| context.service.store());
+                    store = switched.filter(|_| reverifies).and_then(|context| context.service.store());
                 }
                 _ => return false,
             }
         }
-        !self.reverifies() || connection.would_accept(session, store.as_ref())
+        !reverifies || connection.would_accept(session, store.as_ref())
     }
 
     fn lookup_external(&self, ctx: Ctx, connection: &Connection, key: &Key, once: bool) -> Option<Session> {
