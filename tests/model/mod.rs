@@ -326,7 +326,12 @@ impl World {
             }
             self.model.remove(other);
             self.model.push(object, new);
-            return (Inserted::Replaced, vec![(other, Departure::Replaced)]);
+            // The limit may have been lowered since.
+            let mut departures = vec![(other, Departure::Replaced)];
+            while self.model.limit > 0 && self.model.entries.len() > self.model.limit {
+                departures.push((self.model.evict(), Departure::Evicted));
+            }
+            return (Inserted::Replaced, departures);
         }
         let mut evicted = Vec::new();
         while self.model.limit > 0 && self.model.entries.len() >= self.model.limit {

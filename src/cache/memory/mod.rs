@@ -119,6 +119,11 @@ impl<S: Session> Memory<S> {
         }
     }
 
+    /// Whether there are more sessions than the limit allows, which is so after it was lowered.
+    fn is_overdrawn(&self) -> bool {
+        self.limit.load(Relaxed) > 0 && self.room.is_overdrawn()
+    }
+
     /// Takes out the session that expires soonest of all (of those that expire in the same second the one that came
     /// first), or the oldest one. `None` if the cache is not full, which it may not be although there is no room to be found: other threads
     /// are carrying it from shard to shard, or are between their reservation and their insertion.
@@ -179,7 +184,7 @@ impl<S: Session> Cache<S> for Memory<S> {
             }
         };
         // After the limit was lowered, also one that replaces another makes the surplus leave.
-        while inserted == Inserted::Replaced && self.room.is_overdrawn() {
+        while inserted == Inserted::Replaced && self.is_overdrawn() {
             match self.evict() {
                 Some(evicted) => departed.push((evicted, Departure::Evicted)),
                 None => break,

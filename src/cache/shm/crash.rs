@@ -168,6 +168,6 @@ fn making_room_loses_only_what_it_evicts() {
         );
         assert!(found.iter().all(|(number, bytes)| before.get(number).or(after.get(number)) == Some(bytes)));
     };
-    let stores = kill_at_each_store(1 << 20, prepare, |area| _ = put(area, 4800, 0, 700, 0), judge);
+    let stores = kill_at_each_store(1 << 20, prepare, |area| _ = put(area, 4800, 0, 1000, 0), judge);
     assert!(stores > 300, "{stores}: nothing was moved");
 }
