@@ -942,7 +942,7 @@ impl Context {
         let most = sweep.share;
         let mut expired = SmallVec::<[Session; 16]>::new();
         let mut expire = |cache: &dyn Cache<Session>| cache.expire(now, most, &mut |session| expired.push(session));
-        if expire(&*cache) + clients.map_or(0, |clients| expire(clients)) < most {
+        if expire(&*cache) + clients.map_or(0, &mut expire) < most {
             *sweep = Sweep::default();
         }
         drop(sweep);
