@@ -135,7 +135,8 @@ fn tickets() {
 fn tickets_that_name_a_session() {
     let stateful = ("REPRISE_TICKETS", "stateful");
     for setup in each(OWN, ON) {
-        compare(setup, &[stateful]).expect(ALL).at_least("external_hits", ALL);
+        // HAProxy's callbacks are its cache: its tickets stay as they are.
+        compare(setup, &[stateful]).expect(ALL).none("external_hits");
     }
     for setup in each(NONE, ON) {
         compare(setup, &[stateful, ("REPRISE_INTERNAL", "always")]).expect(ALL).at_least("hits", ALL);
@@ -195,7 +196,7 @@ fn reload_and_restart() {
 
 /// Whether a session of a service that asks for no client certificate is resumed by (one that shows another
 /// certificate, one that demands a client's). HAProxy's own cache is one for all, and no context it caches in has a
-/// certificate at that time: Reprise can keep them apart by the cache of their own, or by what they demand.
+/// certificate at that time: Reprise keeps them apart by the context that a connection is switched to.
 fn crosses(protocol: &str, cache: &str, keeper: Keeper, place: &str) -> [bool; 2] {
     let (sandbox, other) = (Sandbox::new(), Sandbox::new());
     let setup = Setup { protocol: "TLSv1.2", client: "", threads: 1, cache: "0", tickets: OFF };
@@ -222,6 +223,11 @@ fn crosses(protocol: &str, cache: &str, keeper: Keeper, place: &str) -> [bool; 2
         command.envs([("REPRISE_INTERNAL", "always"), ("REPRISE_CACHE", place)]);
     }
     let _server = Server::start(&mut command, &sandbox, ports[0]);
+    // HAProxy switches each connection to the context of its certificate, after libssl has looked for a session: what it
+    // does is known after the first full handshake (which those without a certificate fail).
+    for port in [ports[1], ports[2]] {
+        reconnect(port, &[protocol, "-n", "0"]);
+    }
     let session = sandbox.file("session.pem");
     let session = session.to_str().unwrap();
     assert_eq!(reconnect(ports[0], &[protocol, "-n", "0", "-session_out", session]).failed, 0);
@@ -238,7 +244,7 @@ fn services_of_one_process() {
         for keeper in [Keeper::Documented, Keeper::StockLike] {
             let shared = SharedCache::new();
             assert_eq!(crosses(protocol, NONE, keeper, "memory:"), [false, false], "{protocol}, {keeper:?}");
-            assert_eq!(crosses(protocol, NONE, keeper, &shared.url()), [true, false], "{protocol}, {keeper:?}");
+            assert_eq!(crosses(protocol, NONE, keeper, &shared.url()), [false, false], "{protocol}, {keeper:?}");
         }
     }
 }

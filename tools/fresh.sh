@@ -61,8 +61,8 @@ fi
 folder=$(mktemp -d "${FRESH_DIR:-/var/tmp}/reprise-$release-XXXXXX")
 clean_up() {
     kill -KILL -1 2>/dev/null # all that is left in this PID namespace, in which this script is the first
-    for mounted in "$folder"/*/proc "$folder"/*/sys "$folder"/*/dev "$folder"/*/opt/rust; do
-        umount --recursive "$mounted" 2>/dev/null
+    for root in "$folder"/root "$folder"/user; do
+        umount --recursive "$root" 2>/dev/null
     done
     rm -rf --one-file-system "$folder"
 }
@@ -120,6 +120,7 @@ proxies=$(env | grep -E '^(https?|ftp|all|no)_proxy=' || true)
 new_root() { # NAME: a copy of the base, with what a running system has; sets root
     root=$folder/$1
     cp -a "$folder/base" "$root"
+    mount --bind "$root" "$root" # tests that make namespaces of their own need a root that is mounted
     mount --bind "$rust" "$root/opt/rust" && mount -o remount,bind,ro "$root/opt/rust"
     mount -t proc proc "$root/proc"
     mount --rbind /sys "$root/sys" && mount --make-rslave "$root/sys"
