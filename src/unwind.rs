@@ -104,7 +104,8 @@ mod frame {
         const GO_ON: c_int = 8; // _URC_CONTINUE_UNWIND
         const RUST: u64 = u64::from_ne_bytes(*b"MOZ\0RUST");
         const RESULT: c_int = 0; // rax, x0
-                                 // Another library's Rust has a std of its own, in which it panics; in ours nobody does then.
+
+        // Another library's Rust panics in a std of its own, and then nobody panics in ours.
         if class != RUST || actions & FORCED != 0 || !std::thread::panicking() {
             return GO_ON;
         }
