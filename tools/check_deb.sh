@@ -17,13 +17,15 @@ ls "$folder"/libreprise0_*.deb >/dev/null || { echo "tools/check_deb.sh: no pack
 root=$(mktemp -d)
 trap 'rm -rf --one-file-system "$root"' EXIT
 trap 'exit 130' INT TERM
-# The compiler is for the tests. libreprise-dev itself brings libssl-dev.
-mmdebstrap --quiet --variant=minbase --include=ca-certificates,openssl,gcc,libc6-dev,pkgconf \
+# The compiler and Python are for the tests (debian/tests/control). libreprise-dev itself brings libssl-dev.
+mmdebstrap --quiet --variant=minbase --include=ca-certificates,openssl,gcc,libc6-dev,pkgconf,python3 \
     --aptopt='Acquire::Check-Valid-Until "false"' "$release" "$root"
 chmod 755 "$root" # mktemp's mode locks out users other than root
 mkdir "$root/packages"
 cp "$folder"/libreprise0_*.deb "$folder"/libreprise-dev_*.deb "$folder"/reprise_*.deb "$root/packages"
-cp -r debian/tests "$root/packages"
+mkdir -p "$root/packages/source/c_tests"
+cp -r debian examples "$root/packages/source"
+cp -r c_tests/tools "$root/packages/source/c_tests"
 
 cat >"$root/packages/inside.sh" <<'END'
 # The loader's cache is written anew, which is no change: that it does not name the library is asked for by itself.
@@ -44,7 +46,12 @@ preloaded=$(reprise run -- sh -c 'echo $LD_PRELOAD')
 [ "$preloaded" = "/usr/lib/$triplet/libreprise.so.0" ] || { echo "preloaded: $preloaded"; exit 1; }
 [ "$(stat -Lc %a "$preloaded")" = 644 ] || { echo "$preloaded: $(stat -Lc %a "$preloaded"), not 644"; exit 1; }
 if ldd "$preloaded" | grep -vE 'linux-vdso|libc\.so|ld-linux'; then echo "$preloaded needs more than libc"; exit 1; fi
-AUTOPKGTEST_TMP=$(mktemp -d) sh /packages/tests/smoke
+# As autopkgtest runs them: in the source, with what is installed.
+cd /packages/source
+for name in smoke demo; do
+    AUTOPKGTEST_TMP=$(mktemp -d) sh "debian/tests/$name"
+done
+cd /
 
 apt-get remove -qq -y reprise libreprise0 libreprise-dev >/tmp/log 2>&1 || { cat /tmp/log; exit 1; }
 ! command -v reprise || exit 1
