@@ -166,6 +166,34 @@ static void internal(void **state)
             }
 }
 
+static int refuses(SSL *ssl, SSL_SESSION *session)
+{
+    (void)ssl, (void)session;
+    return 0;
+}
+
+/* As stunnel's does, which has just noted something on the session: it stays all the same. */
+static void internal_whatever_new_cb_returns(void **state)
+{
+    (void)state;
+    for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++) {
+        SSL_CTX *server = server_ctx(kinds[k].version), *client = client_ctx(kinds[k].version);
+        SSL_SESSION *session;
+        pair p;
+
+        SSL_CTX_set_options(server, SSL_OP_NO_TICKET);
+        SSL_CTX_sess_set_new_cb(server, refuses);
+        assert_int_equal(reprise_ctx_set_internal(server, REPRISE_INTERNAL_ALWAYS), 1);
+        p = tls_connect(client, server, NULL);
+        session = SSL_get1_session(p.client);
+        tls_close(&p);
+        assert_true(tls_resumes(client, server, session));
+        SSL_SESSION_free(session);
+        SSL_CTX_free(server);
+        SSL_CTX_free(client);
+    }
+}
+
 static void wrong_arguments(void **state)
 {
     SSL_CTX *ctx = server_ctx(TLS1_2_VERSION);
@@ -193,6 +221,7 @@ int main(void)
         RULE_TEST(tickets),
         RULE_TEST(tickets_of_clients),
         RULE_TEST(internal),
+        RULE_TEST(internal_whatever_new_cb_returns),
         RULE_TEST(wrong_arguments),
     };
 

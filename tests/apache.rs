@@ -4,27 +4,16 @@
 //! Apache without a cache of its own has one, each process for itself or, in shared memory, all of them.
 
 mod common;
+mod servers;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::process::Command;
 
-use common::{free_port, program, reconnect, repository, Keeper, Reuse, Sandbox, Server, SharedCache, Stats};
+use common::{free_port, reconnect, Keeper, Reuse, Sandbox, Server, SharedCache, Stats};
+use servers::{apache, Apache as Setup};
 
-const MODULES: &str = "/usr/lib/apache2/modules";
 const SHMCB: &str = "shmcb:scache(512000)";
 const ALWAYS: (&str, &str) = ("REPRISE_INTERNAL", "always");
-
-/// What of the configuration matters here.
-#[derive(Clone, Copy, Debug)]
-struct Setup {
-    mpm: &'static str,
-    workers: usize,
-    protocol: &'static str,
-    client: &'static str,
-    cache: &'static str,
-    tickets: &'static str,
-}
 
 /// Each kind of workers, four processes, each protocol.
 fn each(cache: &'static str, tickets: &'static str) -> impl Iterator<Item = Setup> {
@@ -38,30 +27,6 @@ fn each(cache: &'static str, tickets: &'static str) -> impl Iterator<Item = Setu
             tickets,
         })
     })
-}
-
-/// An Apache in the sandbox, in the foreground. Root's workers drop to Debian's user for it.
-fn apache(sandbox: &Sandbox, port: u16, setup: Setup) -> Command {
-    sandbox.certificate();
-    // SAFETY: geteuid has no preconditions.
-    let user = if unsafe { libc::geteuid() } == 0 { "User www-data\nGroup www-data" } else { "" };
-    let template = fs::read_to_string(repository("tests/programs/apache.conf")).unwrap();
-    let filled = template
-        .replace("@FOLDER@", sandbox.path().to_str().unwrap())
-        .replace("@MODULES@", MODULES)
-        .replace("@PORT@", &port.to_string())
-        .replace("@USER@", user)
-        .replace("@MPM@", setup.mpm)
-        .replace("@WORKERS@", &setup.workers.to_string())
-        .replace("@THREADS@", &(setup.workers * 4).to_string())
-        .replace("@CACHE@", setup.cache)
-        .replace("@PROTOCOL@", setup.protocol)
-        .replace("@TICKETS@", setup.tickets);
-    let conf = sandbox.file(&format!("apache-{port}.conf"));
-    fs::write(&conf, filled).unwrap();
-    let mut command = Command::new(program("apache2", "apache2-bin"));
-    command.arg("-D").arg("FOREGROUND").arg("-f").arg(conf);
-    command
 }
 
 /// Four clients that come back 50 times each.

@@ -11,14 +11,14 @@
 //! REPRISE_TEST_LIBSSL=DIR gives it the libssl.so.3 of that folder (tools/libssl.sh) instead of the system's.
 
 mod common;
+mod servers;
 
 use std::fs;
-use std::process::Command;
 
 use common::{
-    free_port, program, reconnect, repository, resumed_behind, tls_backend, Comparison, Keeper, Sandbox, Server,
-    SharedCache, Stats,
+    free_port, reconnect, resumed_behind, tls_backend, Comparison, Keeper, Sandbox, Server, SharedCache, Stats,
 };
+use servers::{haproxy, HAProxy as Setup};
 
 const KEEPERS: [Keeper; 3] = [Keeper::Stock, Keeper::Documented, Keeper::StockLike];
 const OWN: &str = "20000";
@@ -26,50 +26,11 @@ const NONE: &str = "0";
 const ON: &str = "";
 const OFF: &str = "no-tls-tickets";
 
-/// What of the configuration matters here.
-#[derive(Clone, Copy, Debug)]
-struct Setup {
-    protocol: &'static str,
-    client: &'static str,
-    threads: u32,
-    cache: &'static str,
-    tickets: &'static str,
-}
-
 /// Both protocols, one thread and four.
 fn each(cache: &'static str, tickets: &'static str) -> impl Iterator<Item = Setup> {
     [("TLSv1.2", "-tls1_2"), ("TLSv1.3", "-tls1_3")]
         .into_iter()
         .flat_map(move |(protocol, client)| [1, 4].map(|threads| Setup { protocol, client, threads, cache, tickets }))
-}
-
-/// An HAProxy in the sandbox, in the foreground, which answers by itself, or asks `server` for each request anew.
-fn haproxy(sandbox: &Sandbox, port: u16, setup: Setup, server: Option<&str>) -> Command {
-    let (cert, key) = sandbox.certificate();
-    fs::write(sandbox.file("both.pem"), [fs::read(cert).unwrap(), fs::read(key).unwrap()].concat()).unwrap();
-    let (answer, backend) = match server {
-        // reconnect counts the threads that answered; 0 would be none
-        None => (r#"http-request return status 200 content-type text/plain lf-string "worker %[thread,add(1)]\n""#, ""),
-        Some(server) => ("default_backend tls_too", server),
-    };
-    let template = fs::read_to_string(repository("tests/programs/haproxy.cfg")).unwrap();
-    let filled = template
-        .replace("@FOLDER@", sandbox.path().to_str().unwrap())
-        .replace("@PORT@", &port.to_string())
-        .replace("@THREADS@", &setup.threads.to_string())
-        .replace("@CACHE@", setup.cache)
-        .replace("@PROTOCOL@", setup.protocol)
-        .replace("@TICKETS@", setup.tickets)
-        .replace("@ANSWER@", answer)
-        .replace("@BACKEND@", backend);
-    let conf = sandbox.file(&format!("haproxy-{port}.cfg"));
-    fs::write(&conf, filled).unwrap();
-    let mut command = Command::new(program("haproxy", "haproxy"));
-    if let Ok(folder) = std::env::var("REPRISE_TEST_LIBSSL") {
-        command.env("LD_LIBRARY_PATH", format!("{folder}/lib"));
-    }
-    command.arg("-db").arg("-f").arg(conf);
-    command
 }
 
 /// Four clients that come back 25 times each.

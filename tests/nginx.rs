@@ -7,52 +7,24 @@
 //! Towards servers (proxy_pass) nginx keeps each one's newest session itself.
 
 mod common;
+mod servers;
 
 use std::fs;
 use std::process::Command;
 
 use common::{
-    free_port, program, reconnect, repository, resumed_behind, tls_backend, Comparison, Keeper, Sandbox, Server,
-    SharedCache, Stats,
+    free_port, reconnect, resumed_behind, tls_backend, Comparison, Keeper, Sandbox, Server, SharedCache, Stats,
 };
+use servers::ANSWER;
 
 const KEEPERS: [Keeper; 3] = [Keeper::Stock, Keeper::Documented, Keeper::StockLike];
 const PROTOCOLS: [(&str, &[&str]); 2] = [("TLSv1.2", &["-tls1_2", "-no_ticket"]), ("TLSv1.3", &["-tls1_3"])];
 const WITH_TICKETS: [(&str, &[&str]); 2] = [("TLSv1.2", &["-tls1_2"]), ("TLSv1.3", &["-tls1_3"])];
-/// What the template says.
-const ANSWER: &str = r#"return 200 "$pid\n";"#;
 const ALWAYS: (&str, &str) = ("REPRISE_INTERNAL", "always");
 const STATEFUL: (&str, &str) = ("REPRISE_TICKETS", "stateful");
 
-/// An nginx in the sandbox. It is started as the user of the test; root's workers drop to nginx's default user.
 fn nginx(sandbox: &Sandbox, port: u16, workers: u32, protocol: &str, cache: &str) -> Command {
-    nginx_that(sandbox, port, workers, protocol, cache, "off", ANSWER)
-}
-
-/// Also with `tickets`, on or off, and the `answer` to each request.
-fn nginx_that(
-    sandbox: &Sandbox,
-    port: u16,
-    workers: u32,
-    protocol: &str,
-    cache: &str,
-    tickets: &str,
-    answer: &str,
-) -> Command {
-    sandbox.certificate();
-    let template = fs::read_to_string(repository("tests/programs/nginx.conf")).unwrap();
-    let conf = sandbox.file(&format!("nginx-{port}.conf"));
-    let filled = template
-        .replace("@WORKERS@", &workers.to_string())
-        .replace("@PORT@", &port.to_string())
-        .replace("@PROTOCOL@", protocol)
-        .replace("@CACHE@", cache)
-        .replace("ssl_session_tickets off;", &format!("ssl_session_tickets {tickets};"))
-        .replace(ANSWER, answer);
-    fs::write(&conf, filled).unwrap();
-    let mut command = Command::new(program("nginx", "nginx"));
-    command.arg("-p").arg(sandbox.path()).arg("-c").arg(conf).args(["-e", "error.log"]);
-    command
+    servers::nginx(sandbox, port, workers, protocol, cache, "off", ANSWER)
 }
 
 /// Calls `judge` for each protocol with what was seen of COUNT reconnections.
@@ -74,7 +46,7 @@ fn compare_under(
         let sandbox = Sandbox::new();
         let count = count.to_string();
         let client = [client, &["-n", &count]].concat();
-        let serve = |port| nginx_that(&sandbox, port, workers, protocol, cache, tickets, ANSWER);
+        let serve = |port| servers::nginx(&sandbox, port, workers, protocol, cache, tickets, ANSWER);
         judge(&Comparison::under(more, &sandbox, serve, &client));
         let log = fs::read_to_string(sandbox.file("error.log")).unwrap();
         assert!(!log.contains("exited on signal"), "a worker crashed:\n{log}");
@@ -280,7 +252,7 @@ fn as_a_client() {
                     backend.port
                 );
                 let answer = format!("location / {{ {proxy} }}");
-                let mut command = nginx_that(&sandbox, port, 1, protocol, "none", "off", &answer);
+                let mut command = servers::nginx(&sandbox, port, 1, protocol, "none", "off", &answer);
                 // What clients ask is not the point here.
                 let conf = sandbox.file(&format!("nginx-{port}.conf"));
                 fs::write(&conf, fs::read_to_string(&conf).unwrap().replace(" ssl reuseport;", ";")).unwrap();

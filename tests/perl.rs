@@ -2,23 +2,12 @@
 //! itself. Stock resumes with tickets and by session id; with a shared cache the next server does, too.
 
 mod common;
+mod servers;
 
-use std::path::Path;
-use std::process::Command;
-
-use common::{free_port, program, reconnect, repository, Comparison, Keeper, Sandbox, Server, SharedCache, Stats};
+use common::{free_port, reconnect, Comparison, Keeper, Sandbox, Server, SharedCache, Stats};
+use servers::perl_server as https_server;
 
 const VERSIONS: [(&str, &str); 2] = [("TLSv1_2", "-tls1_2"), ("TLSv1_3", "-tls1_3")];
-
-/// tests/programs/https_server.pl
-fn https_server(sandbox: &Sandbox, port: u16, version: &str, options: &[&str]) -> Command {
-    let (cert, key) = sandbox.certificate();
-    assert!(Path::new("/usr/share/perl5/IO/Socket/SSL.pm").exists(), "apt-get install libio-socket-ssl-perl");
-    let mut command = Command::new(program("perl", "perl"));
-    command.arg(repository("tests/programs/https_server.pl")).arg(port.to_string());
-    command.arg(cert).arg(key).arg(version).args(options);
-    command
-}
 
 #[test]
 fn as_it_is() {

@@ -6,20 +6,16 @@
 //! session and offers none: then there is nothing that Reprise could share.
 
 mod common;
+mod servers;
 
 use std::process::Command;
 
 use common::{free_port, program, reconnect, repository, succeed, Keeper, Reuse, Sandbox, Server, SharedCache, Stats};
+use servers::php;
 
 const VERSIONS: [&str; 2] = ["tls1_2", "tls1_3"];
 const REPRISE: [Keeper; 2] = [Keeper::Documented, Keeper::StockLike];
 const COUNT: u64 = 20;
-
-fn php(script: &str) -> Command {
-    let mut command = Command::new(program("php", "php-cli"));
-    command.args(["-n", "-d", "display_errors=stderr"]).arg(repository("tests/programs").join(script));
-    command
-}
 
 /// tests/programs/https_server.php
 fn serve(sandbox: &Sandbox, keeper: Keeper, version: &str, options: &[&str], more: &[(&str, &str)]) -> Server {

@@ -3,6 +3,7 @@
 //! do on stock.
 
 mod common;
+mod servers;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,17 +11,8 @@ use std::path::Path;
 use std::process::Command;
 use std::thread;
 
-use common::{
-    free_port, program, reconnect, repository, run, text, Comparison, Keeper, Sandbox, Server, SharedCache, Stats,
-};
-
-fn https_server(sandbox: &Sandbox, port: u16, version: &str, ending: &str) -> Command {
-    let (cert, key) = sandbox.certificate();
-    let mut command = Command::new(program("python3", "python3"));
-    command.arg(repository("tests/programs/https_server.py")).arg(port.to_string());
-    command.arg(cert).arg(key).args([version, ending]);
-    command
-}
+use common::{free_port, reconnect, run, text, Comparison, Keeper, Sandbox, Server, SharedCache, Stats};
+use servers::python_server as https_server;
 
 fn compare(version: &str, ending: &str, client: &[&str]) -> Comparison {
     let sandbox = Sandbox::new();

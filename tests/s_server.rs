@@ -3,33 +3,10 @@
 //! of the system's.
 
 mod common;
+mod servers;
 
-use std::path::Path;
-use std::process::Command;
-
-use common::{free_port, openssl, s_client, Comparison, Keeper, Sandbox, Server, Stats};
-
-/// The openssl program with its libraries.
-fn openssl_under_test() -> Command {
-    match std::env::var("REPRISE_TEST_LIBSSL") {
-        Ok(folder) => {
-            let program = Path::new(&folder).join("bin/openssl");
-            assert!(program.exists(), "{} is missing: tools/libssl.sh makes it", program.display());
-            let mut command = Command::new(program);
-            command.env("LD_LIBRARY_PATH", format!("{folder}/lib:{folder}"));
-            command
-        }
-        Err(_) => Command::new(openssl()),
-    }
-}
-
-fn s_server(sandbox: &Sandbox, port: u16, args: &str) -> Command {
-    let (cert, key) = sandbox.certificate();
-    let mut command = openssl_under_test();
-    command.arg("s_server").arg("-accept").arg(format!("127.0.0.1:{port}"));
-    command.arg("-cert").arg(cert).arg("-key").arg(key).args(args.split(' '));
-    command
-}
+use common::{free_port, s_client, Comparison, Keeper, Sandbox, Server, Stats};
+use servers::{openssl_under_test, s_server};
 
 fn compare(server: &str, client: &[&str]) -> Comparison {
     let sandbox = Sandbox::new();

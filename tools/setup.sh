@@ -90,6 +90,9 @@ look() {
     need curl                  program curl
     need php-cli               program php
     need libio-socket-ssl-perl perl -MIO::Socket::SSL -e 1
+    need gunicorn              program gunicorn
+    need uvicorn               program uvicorn
+    need nodejs                test -x /usr/bin/nodejs
     need clang                 program clang
     need cmake                 program cmake
     need meson                 program meson

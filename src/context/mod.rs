@@ -547,11 +547,16 @@ impl Context {
     /// What counts of the program's `mode`: all of it, or, under REPRISE_INTERNAL=always, what is not against the
     /// internal cache of servers.
     fn effective(&self, mode: u32) -> u32 {
-        if self.internal.load(Relaxed) == Internal::Always as u32 {
+        if self.is_always() {
             (mode | SSL_SESS_CACHE_SERVER) & !SSL_SESS_CACHE_NO_INTERNAL
         } else {
             mode
         }
+    }
+
+    /// Whether REPRISE_INTERNAL=always overrules the program.
+    fn is_always(&self) -> bool {
+        self.internal.load(Relaxed) == Internal::Always as u32
     }
 
     fn has_mode(&self, bit: u32) -> bool {
@@ -986,8 +991,10 @@ impl Context {
         }
         let Some(keeps) = self.new_callback.call(connection, session) else { return false };
         // CB3. It is not marked and remove_cb is not called: programs that have just stored it as bytes return 0, and
-        // would delete what they stored.
-        if !keeps && self.is_documented() && self.cache_of(role).take_same(session).is_some() {
+        // would delete what they stored. Under REPRISE_INTERNAL=always servers keep it: nothing that the program says is
+        // against their cache.
+        let leaves = !keeps && self.is_documented() && !(role == Role::Server && self.is_always());
+        if leaves && self.cache_of(role).take_same(session).is_some() {
             self.count(Count::Rejected);
             totals::sessions(-1);
         }
