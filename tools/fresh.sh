@@ -57,6 +57,8 @@ if [ "${FRESH_INSIDE:-}" != yes ]; then
     [ $security = yes ] || set -- --no-security "$@"
     FRESH_INSIDE=yes exec unshare --mount --pid --fork --kill-child --mount-proc "$0" --only "$only" "$@"
 fi
+# What is killed in the end is all that this process can see.
+[ $$ = 1 ] || cannot "FRESH_INSIDE is set, but this is no PID namespace of its own"
 
 folder=$(mktemp -d "${FRESH_DIR:-/var/tmp}/reprise-$release-XXXXXX")
 clean_up() {

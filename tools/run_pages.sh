@@ -27,10 +27,12 @@ one() { # OUT SIDE PAGE
     # What the threads of a parent held is lost in a child that has none of them, as with Redis in every child; and what libssl
     # had in hand when a callback did not return.
     case $page/$side in fork*/* | unwind/* | */redis) VALGRIND=${VALGRIND:+$VALGRIND --leak-check=no} ;; esac
+    status=0
     # shellcheck disable=SC2086 # $VALGRIND is a command line
-    if REPRISE_SEMANTICS=$semantics REPRISE_CACHE=$cache timeout 900 ${VALGRIND:-} "$program" >"$log" 2>&1; then
+    REPRISE_SEMANTICS=$semantics REPRISE_CACHE=$cache timeout 900 ${VALGRIND:-} "$program" >"$log" 2>&1 || status=$?
+    if [ $status = 0 ]; then
         printf '%-12s %-36s %s\n' "$side" "$page" "$(sed -n 's/.*PASSED  \] //p' "$log" | head -1)"
-    elif [ "$side" = stock ]; then
+    elif [ "$side" = stock ] && [ $status != 124 ]; then
         failed=$(awk '/^\[ RUN / { begun[$4] } /^\[ *(OK|SKIPPED) *\]/ { delete begun[$NF] } /test\(s\) run/ { whole = 1 }
             END { for (name in begun) printf " %s", name; if (!whole) printf " and all after it" }' "$log")
         printf '%-12s %-36s %s\n' "$side" "$page" "not finished by this libssl:$failed"
@@ -52,9 +54,11 @@ if [ "$1" = --valgrind ]; then
     VALGRIND='valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite --child-silent-after-fork=yes'
     export VALGRIND REPRISE_SLOWLY=1
 fi
-rm -f "$1"/*"${VALGRIND:+-valgrind}".tsv
 out=$1
 shift
+for side in stock $sides redis; do
+    rm -f "$out/$side${VALGRIND:+-valgrind}.tsv"
+done
 
 # No time is short for the tests of rules: a lookup has a second, which it needs on no machine.
 folder=$(mktemp -d)
@@ -69,8 +73,9 @@ if [ -n "$program" ]; then
     server=$!
     for _ in $(seq 500); do
         [ ! -S "$folder/redis.sock" ] || break
-        sleep 0.02
+        sleep 0.1
     done
+    [ -S "$folder/redis.sock" ] || { echo "$program does not start:" >&2; cat "$folder/redis.log" >&2; exit 1; }
     REDIS="redis+unix://$folder/redis.sock?key=$folder/key&deadline=1s"
     export REDIS
     sides="$sides redis"
