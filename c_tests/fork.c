@@ -363,7 +363,7 @@ static void fork_and_use(SSL_CTX *ctx, SSL_SESSION *session)
     if (forked_inside != NULL)
         return;
     forked_inside = "not yet"; /* the child's sessions leave too */
-    forked_inside = in_child(use_everything, NULL, 5);
+    forked_inside = in_child(use_everything, NULL, 20);
 }
 
 /* Stock calls remove_cb on a flush under the context's lock up to 3.5. */

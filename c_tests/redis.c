@@ -374,18 +374,18 @@ static void FLUSH2_a_new_time_is_written_through(void **state)
 }
 
 #ifdef SSL_SESS_CACHE_UPDATE_TIME /* since 3.0 */
-/* It would expire in two seconds, and is used: another process resumes it four seconds later. */
+/* It would expire in ten seconds, and is used: another process resumes it twelve seconds later. */
 static void MODE8_a_renewal_is_written_through(void **state)
 {
     SSL_CTX *ctx = service(TLS1_2_VERSION), *client = client_ctx(TLS1_2_VERSION);
     pair p = tls_connect(client, ctx, NULL);
     SSL_SESSION *ours = SSL_get1_session(p.server), *theirs = SSL_get1_session(p.client);
-    time_t until = time(NULL) + 4;
+    time_t until = time(NULL) + 12;
 
     (void)state;
     tls_close(&p);
     SSL_SESSION_set_timeout(ours, 300);
-    SSL_SESSION_set_time(ours, (long)time(NULL) - 298);
+    SSL_SESSION_set_time(ours, (long)time(NULL) - 290);
     written(ctx);
     SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_SERVER | SSL_SESS_CACHE_UPDATE_TIME);
     assert_true(tls_resumes(client, ctx, theirs));

@@ -49,7 +49,7 @@ fn stderr_that_is_full() {
     let (reader, writer) = std::io::pipe().unwrap();
     let done = sandbox.file("done");
     let mut child = complaining("/usr/bin/python3").args(["-c", script]).arg(&done).stderr(writer).spawn().unwrap();
-    for _ in 0..200 {
+    for _ in 0..600 {
         if child.try_wait().unwrap().is_some() {
             break;
         }

@@ -11,7 +11,7 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-const SOON: Duration = Duration::from_millis(200);
+const SOON: Duration = Duration::from_secs(1);
 
 /// Sends PING; what came within [`SOON`], empty if the connection was closed, or `None` if nothing came.
 fn ping(port: u16) -> Option<Vec<u8>> {
