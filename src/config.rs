@@ -409,7 +409,7 @@ mod tests {
             other => panic!("{url}: {other:?}"),
         };
         assert_eq!("memory:".parse(), Ok(Place::Memory));
-        assert_eq!(shm("shm:web"), (64 << 20, true));
+        assert_eq!(shm("shm:web"), (48 << 20, true));
         assert_eq!(shm("shm:web?size=1G"), (1 << 30, true));
         assert_eq!(shm("shm:/srv/cache?keep=off&size=2097152"), (2 << 20, false));
         for (url, says) in [

@@ -251,19 +251,183 @@ fn a_service_sees_only_its_own() {
 }
 
 #[test]
-fn services_come_and_go_and_too_many_are_refused() {
+fn services_come_and_go_and_the_longest_unused_makes_room() {
     let area = own(4 << 20);
     let insert =
         |service: u64| area.insert([service, 0], &key(1), &[1; 100], FAR, Collision::Replace, 0, &mut Vec::new());
     for service in 0..4096 {
         assert_eq!(insert(service), Inserted::Added);
     }
-    assert_eq!(insert(5000), Inserted::Refused);
     let mut bytes = Vec::new();
     assert!(area.take([77, 0], &key(1), &mut bytes));
     assert_eq!(insert(5000), Inserted::Added, "a row without sessions is used again");
     assert!((0..4096).all(|service| (service == 77) != area.get([service, 0], &key(1), &mut bytes)));
     assert_eq!(area.check(), Some(4096));
+    // A certificate is renewed each day, for ever. The services of before are still there, in the order of last use.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    for service in (0..4096).filter(|&service| service != 1234 && service != 77) {
+        area.insert([service, 0], &key(2), &[2; 100], FAR, Collision::Replace, 0, &mut Vec::new());
+    }
+    area.insert([5000, 0], &key(2), &[2; 100], FAR, Collision::Replace, 0, &mut Vec::new());
+    assert_eq!(insert(6000), Inserted::Added);
+    assert!(!area.get([1234, 0], &key(1), &mut bytes), "the one that nobody used has gone");
+    let left = (0..4096).chain([5000]).filter(|&service| ![77, 1234].contains(&service));
+    assert!(left.clone().all(|service| area.get([service, 0], &key(1), &mut bytes)));
+    for service in 10_000..30_000 {
+        assert_eq!(insert(service), Inserted::Added, "{service}");
+    }
+    assert_eq!(insert(29_999), Inserted::Same);
+    assert_eq!((area.check(), area.info().count(Counter::Reset)), (Some(area.info().sessions), 0));
+}
+
+/// A service with many sessions that makes room for another one goes bit by bit, and none of its sessions is found meanwhile.
+#[test]
+fn a_large_service_makes_room_bit_by_bit() {
+    let area = own(4 << 20);
+    let insert = |service: u64, number: u64| {
+        area.insert([service, 0], &key(number), &[1; 100], FAR, Collision::Replace, 0, &mut Vec::new())
+    };
+    (0..5000).for_each(|number| assert_eq!(insert(0, number), Inserted::Added));
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    (1..4096).for_each(|service| assert_eq!(insert(service, 1), Inserted::Added));
+    let mut bytes = Vec::new();
+    let mut tries = 0;
+    while insert(5000, 1) == Inserted::Refused {
+        assert!((0..5000).all(|number| !area.get([0, 0], &key(number), &mut bytes)));
+        tries += 1;
+        assert!(tries < 200);
+    }
+    println!("{tries} insertions were refused");
+    assert!((1..4096).all(|service| area.get([service, 0], &key(1), &mut bytes)));
+    assert_eq!((area.check(), area.info().count(Counter::Reset)), (Some(4096), 0));
+}
+
+/// What is left of a service that is gone expires, though nobody asks for it.
+#[test]
+fn the_expired_sessions_of_a_service_that_is_gone_leave() {
+    let area = own(2 << 20);
+    let insert = |service: u64, number: u64, expiry: i64| {
+        area.insert([service, 0], &key(number), &[1; 100], expiry, Collision::Replace, 0, &mut Vec::new())
+    };
+    (0..100).for_each(|number| assert_eq!(insert(1, number, 1000), Inserted::Added));
+    (0..100).for_each(|number| assert_eq!(insert(2, number, 1000), Inserted::Added));
+    // Service 1 was last used the day before yesterday.
+    let rows = &area.raw()[64 + 2048 + 4096 + 256..];
+    let row = rows.chunks(8).find(|row| [0, 1].map(|at| row[at].load(Relaxed)) == [1, 0]).unwrap();
+    row[7].fetch_sub(2 * 24 * 3600, Relaxed);
+    (0..5000).for_each(|number| _ = insert(3, number % 100, 2_000_000_000 + number as i64));
+    assert_eq!((area.sessions([1, 0]), area.sessions([2, 0])), (0, 100));
+    assert!(area.check().is_some());
+}
+
+/// Each removal overwrites what it removes, and a flush all of it: no key can be read in the file afterwards.
+#[test]
+fn what_was_removed_is_overwritten() {
+    const SECRET: u64 = 0x5ec3_e75e_c3e7_5ec3;
+    let area = own(2 << 20);
+    let found = || {
+        let bytes = std::fs::read(format!("/dev/shm/reprise-{}", area.name())).unwrap();
+        bytes.chunks(8).filter(|word| *word == SECRET.to_le_bytes()).count()
+    };
+    let insert = |service: shm::Service, number: u64, expiry: i64, limit: usize| {
+        let bytes = SECRET.to_le_bytes().repeat(10 + number as usize % 20);
+        area.insert(service, &key(number), &bytes, expiry, Collision::Replace, limit, &mut Vec::new())
+    };
+    let mut out = Vec::new();
+    let fill = || (0..200).for_each(|number| _ = insert(A, number, FAR, 0));
+    fill();
+    assert!(found() > 2000);
+    (0..100).for_each(|number| assert!(area.take(A, &key(number), &mut out)));
+    (100..200).for_each(|number| _ = insert(A, number, FAR + 1, 0));
+    (100..199).for_each(|number| area.rewrite(A, &key(number), &[1; 100], FAR));
+    assert_eq!(found(), 10 + 199 % 20, "taken or replaced");
+    fill();
+    assert_eq!(area.expire(A, FAR + 10, usize::MAX, &mut |_| {}), 200);
+    assert_eq!(found(), 0, "expired");
+    fill();
+    insert(A, 1000, FAR + 100, 1);
+    insert(A, 1000, FAR + 100, 1);
+    while area.sessions(A) > 1 {
+        insert(A, 1000, FAR + 99, 1);
+    }
+    assert_eq!(found(), 10, "beyond the limit");
+    fill();
+    area.clear(A, &mut |_| {});
+    assert_eq!(found(), 0, "cleared");
+    // Moved and evicted, over many rounds of the ring.
+    for number in 0..60_000u64 {
+        insert(A, number, FAR, 0);
+        if number % 3 == 0 {
+            area.take(A, &key(number - number.min(500) / 2), &mut out);
+        }
+    }
+    let mut alive = 0;
+    area.for_each(A, &mut |bytes| alive += bytes.len() / 8);
+    assert!(alive > 10_000);
+    assert_eq!(found(), alive, "moved or evicted");
+    area.flush();
+    assert_eq!(found(), 0, "flushed");
+    assert_eq!(area.info().count(Counter::Reset), 0);
+}
+
+/// A large cache in which a service of many sessions was flushed goes on: what is dead is passed over a part at a time.
+#[test]
+fn a_healthy_cache_does_not_empty_itself() {
+    let area = own(256 << 20);
+    let insert = |service: shm::Service, number: u64| {
+        area.insert(service, &key(number), &[1; 24], FAR, Collision::Replace, 0, &mut Vec::new())
+    };
+    // The ring is full of small sessions, of which the last ones are another service's.
+    let mut number = 0;
+    while area.info().count(Counter::Evicted) == 0 {
+        (0..1000).for_each(|step| assert_eq!(insert(A, number + step), Inserted::Added));
+        number += 1000;
+    }
+    (0..50_000).for_each(|number| assert_eq!(insert(B, number), Inserted::Added));
+    area.clear(A, &mut |_| {});
+    let mut longest = std::time::Duration::ZERO;
+    for number in 50_000..400_000 {
+        let began = Instant::now();
+        assert_eq!(insert(B, number), Inserted::Added);
+        longest = longest.max(began.elapsed());
+    }
+    println!("{number} sessions were flushed; the longest insertion after that: {longest:?}");
+    let mut bytes = Vec::new();
+    assert!((0..400_000).all(|number| area.get(B, &key(number), &mut bytes)));
+    assert_eq!((area.info().count(Counter::Reset), area.check()), (0, Some(400_000)));
+}
+
+/// An insertion that finds a stopped writer is made up for when the lock is free, unless the session was removed meanwhile.
+#[test]
+fn insertions_that_were_put_off_come_later() {
+    let area = own(2 << 20);
+    let stopped = stopped_in_the_lock(&area, &|| {
+        (0..30).for_each(|number| _ = put(&area, 5000 + number, 30_000));
+    });
+    let mut out = Vec::new();
+    for number in 0..10 {
+        assert_eq!(put(&area, number, 140), Inserted::Refused);
+    }
+    // Removed here, and by somebody else.
+    assert!(!area.take(A, &key(3), &mut out));
+    Child::run(|| assert!(!area.take(A, &key(4), &mut Vec::new()))).succeeds();
+    stopped.kill();
+    stopped.wait();
+    (100..110).for_each(|number| assert!(matches!(put(&area, number, 140), Inserted::Added | Inserted::Replaced)));
+    let there: Vec<u64> = (0..10).filter(|&number| is_there(&area, number)).collect();
+    // Removals are counted in 255 places: another one may be taken for removed, too.
+    assert!(!there.contains(&3) && !there.contains(&4) && there.len() >= 6, "{there:?}");
+    // After a flush none of them comes.
+    let stopped = stopped_in_the_lock(&area, &|| {
+        (0..30).for_each(|number| _ = put(&area, 5000 + number, 30_000));
+    });
+    (200..210).for_each(|number| assert_eq!(put(&area, number, 140), Inserted::Refused));
+    area.clear(A, &mut |_| {});
+    stopped.kill();
+    stopped.wait();
+    (100..110).for_each(|number| _ = put(&area, number, 140));
+    assert!((200..210).all(|number| !is_there(&area, number)));
+    assert!(area.check().is_some());
 }
 
 #[test]

@@ -46,19 +46,20 @@ fn operate(area: &Area, random: &mut Random, out: &mut Vec<u8>) {
 /// Words of the file, by what they are for. The layout is that of `store`.
 fn parts(area: &Area) -> [(&'static str, std::ops::Range<usize>); 12] {
     let voids = 64 + 2 * 1024;
-    let rows = voids + 4096;
+    let removals = voids + 4096;
+    let rows = removals + 256;
     let buckets = rows + 4096 * 8;
     let ring = buckets + (SIZE / 256) as usize / 2;
     [
-        ("constants", 0..16),
+        ("constants", 0..17),
         ("lock", 24..25),
-        ("owner", 25..26),
         ("version", 32..33),
         ("count of the void", 33..34),
         ("journal length", 40..42),
         ("ring, counts, counters", 42..64),
         ("journal", 64..voids),
-        ("void", voids..rows),
+        ("void", voids..removals),
+        ("counts of removals", removals..rows),
         ("services", rows..buckets),
         ("buckets", buckets..ring),
         ("records", ring..area.raw().len()),

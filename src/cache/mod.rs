@@ -221,6 +221,11 @@ pub fn hold() -> Box<dyn Held> {
     redis::hold()
 }
 
+/// This is a process that was just forked.
+pub fn forked() {
+    shm::forked();
+}
+
 /// This process ends: caches that are only kept while they are used may go.
 pub fn leave() {
     shm::leave();

@@ -1185,6 +1185,7 @@ pub mod fork {
             return;
         }
         board::forked();
+        cache::forked();
         counters::forked();
         libssl::forked();
     }

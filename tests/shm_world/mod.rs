@@ -124,6 +124,32 @@ impl Child {
         unsafe { libc::kill(self.0, signal) };
     }
 
+    /// Stopped when it returns.
+    pub fn stop(&self) {
+        self.signal(libc::SIGSTOP);
+        let mut status = 0;
+        // SAFETY: it is our child, and `status` is there.
+        unsafe { libc::waitpid(self.0, &mut status, libc::WUNTRACED) };
+    }
+
+    /// The same in a PID namespace of its own, where it is number 1. Needs root.
+    pub fn run_in_namespace(work: impl FnOnce()) -> Child {
+        let panicked = panicked();
+        // SAFETY: like fork, past the libc: the child does no more than in `run`.
+        match unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_NEWPID | libc::SIGCHLD, 0, 0, 0, 0) } {
+            0 => {
+                // SAFETY: as in `run`.
+                unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+                let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+                panicked.fetch_add(done.is_err() as u64, Relaxed);
+                // SAFETY: as in `run`.
+                unsafe { libc::_exit(if done.is_ok() { 0 } else { 101 }) }
+            }
+            -1 => panic!("clone: {}", std::io::Error::last_os_error()),
+            pid => Child(pid as i32),
+        }
+    }
+
     /// The status of wait(2).
     pub fn wait(self) -> i32 {
         let mut status = 0;
@@ -135,6 +161,31 @@ impl Child {
     pub fn succeeds(self) {
         assert_eq!(self.wait(), 0, "the child's status");
     }
+}
+
+/// A child that does `work` again and again, stopped while it holds the lock of the writers.
+pub fn stopped_in_the_lock(area: &Area, work: &dyn Fn()) -> Child {
+    stopped_in_the_lock_of(area, &|| {
+        Child::run(|| loop {
+            work();
+        })
+    })
+}
+
+/// The same of the children that `start` makes.
+pub fn stopped_in_the_lock_of(area: &Area, start: &dyn Fn() -> Child) -> Child {
+    let mut random = Random(17);
+    for _ in 0..10_000 {
+        let child = start();
+        std::thread::sleep(std::time::Duration::from_micros(1500 + random.below(3000)));
+        child.stop();
+        if area.is_busy() {
+            return child;
+        }
+        child.kill();
+        child.wait();
+    }
+    panic!("it was never stopped in the lock");
 }
 
 /// Until another process has set it.

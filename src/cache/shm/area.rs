@@ -1,20 +1,28 @@
 //! One shared cache as a process has it: opened by name once, used by all that ask for it, never closed.
 
 use super::super::{Collision, Inserted, Key, Seconds};
-use super::file;
 use super::lock::Lock;
+use super::seat::Seats;
 use super::store::*;
 use super::writer::{Leaving, New, Put, Writer};
-use super::{order, sys, Counter, Error, Info, Service, ServiceInfo, Spec, COUNTERS as COUNTER_NAMES};
+use super::{bus, order, Counter, Error, Info, Service, ServiceInfo, Spec, COUNTERS as COUNTER_NAMES};
+use super::{file, sys};
+use crate::log;
 use once_cell::race::OnceBox;
+use std::collections::VecDeque;
 use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::Mutex;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How many leave before others get the lock.
 const BATCH: usize = 64;
+/// How many insertions that found the lock busy are tried again, how long, and how many with one that comes.
+const MOST_PUT_OFF: usize = 64;
+const LONGEST_PUT_OFF: Duration = Duration::from_secs(10);
+const RETRIES: usize = 4;
 
 pub struct Area {
     store: Store,
@@ -22,8 +30,25 @@ pub struct Area {
     path: PathBuf,
     /// Which file it is, whatever the path names now.
     file: (u64, u64),
+    /// Whom it belongs to.
+    user: u32,
     /// Whether the mapped file is locked, which keeps a cache that is not kept.
     holds: AtomicBool,
+    /// The file was cut short while it was mapped: what is here now is this process's alone.
+    lost: AtomicBool,
+    /// Insertions that found the lock busy. Nobody waits for the lock of this list: a child may inherit it locked.
+    put_off: Mutex<VecDeque<PutOff>>,
+    put_off_count: AtomicUsize,
+}
+
+struct PutOff {
+    service: Service,
+    wanted: Wanted,
+    bytes: Vec<u8>,
+    expiry: u32,
+    limit: u64,
+    removals: [u64; 2],
+    since: Instant,
 }
 
 /// The caches this process has open, as a list that only grows. No lock: a fork may come while another thread opens one.
@@ -43,9 +68,19 @@ impl Area {
     pub fn open(spec: &Spec) -> Result<&'static Area, Error> {
         Area::look_up(spec).or_else(|error| match error {
             // Out of reach since, as in a chroot or for another user: what is mapped stays in use.
-            Error::Io(path, error) => open_areas()
-                .find(|area| area.path == path && area.store.constants.size == spec.size)
-                .ok_or(Error::Io(path, error)),
+            Error::Io(ref path, _) => {
+                open_areas().find(|area| area.path == *path && area.store.constants.size == spec.size).ok_or(error)
+            }
+            // Opened by a server that has dropped root since.
+            Error::NotOurs(ref path, _) => std::fs::symlink_metadata(path)
+                .ok()
+                .and_then(|found| {
+                    let area = Area::known(&found)?;
+                    let unchanged = found.uid() == area.user && found.mode() & 0o077 == 0 && found.nlink() == 1;
+                    (unchanged && area.user != sys::effective_user()).then_some(area)
+                })
+                .filter(|area| area.store.constants.size == spec.size)
+                .ok_or(error),
             error => Err(error),
         })
     }
@@ -64,6 +99,13 @@ impl Area {
                 }
                 continue;
             };
+            // Not all that was written before a crash has reached the disk.
+            if constants.boot != file::boot() {
+                if !file::remove_unused(&path, &file, &found) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                continue;
+            }
             if constants.size != spec.size {
                 return Err(Error::OtherSize { path, there: constants.size, asked: spec.size });
             }
@@ -92,6 +134,7 @@ impl Area {
     pub fn find(name: &str) -> Result<&'static Area, Error> {
         let path = file::path(name)?;
         match file::open(&path)? {
+            Some((.., constants)) if constants.boot != file::boot() => Err(Error::Stale(path)),
             Some((_, found, _)) if Area::known(&found).is_some() => Area::known(&found).ok_or(Error::Missing(path)),
             Some((file, ..)) => Area::new(file, &path, true),
             None => Err(Error::Missing(path)),
@@ -107,19 +150,25 @@ impl Area {
         let failed = |error| Error::Io(path.into(), error);
         let found = file.metadata().map_err(failed)?;
         let size = usize::try_from(found.len()).map_err(|_| Error::Size(found.len()))?;
-        let (words, futex) = sys::map(&file, size / 8, LOCK).map_err(failed)?;
-        let constants = Constants::from_words(&std::array::from_fn(|at| words[at].load(Relaxed)));
-        let constants = constants.filter(|constants| constants.size == found.len());
-        let Some(constants) = constants else {
+        let constants = file::constants(&file).map_err(failed)?.filter(|constants| constants.size == found.len());
+        let Some(constants) = constants else { return Err(Error::Damaged(path.into())) };
+        bus::handle();
+        let words = sys::map(&file, size / 8).map_err(failed)?;
+        let identity = (found.dev(), found.ino());
+        let seats = Seats::new(file, path, identity).map_err(|error| {
             sys::unmap(words);
-            return Err(Error::Damaged(path.into()));
-        };
+            Error::Locks(path.into(), error)
+        })?;
         let area: &'static Area = Box::leak(Box::new(Area {
             store: Store::new(words, constants),
-            lock: Lock::new(futex, &words[OWNER]),
+            lock: Lock::new(&words[LOCK], seats),
             path: path.into(),
-            file: (found.dev(), found.ino()),
+            file: identity,
+            user: found.uid(),
             holds: AtomicBool::new(!keep),
+            lost: AtomicBool::new(false),
+            put_off: Mutex::default(),
+            put_off_count: AtomicUsize::new(0),
         }));
         let mut place = &OPEN;
         let mut opened = Box::new(Opened { area, next: OnceBox::new() });
@@ -128,6 +177,7 @@ impl Area {
             let Some(other) = place.get() else { break };
             // Another thread may have opened the same one meanwhile. Then this one is not used, and nothing of it is.
             if other.area.file == area.file {
+                area.lock.seats.give_up_family();
                 sys::unmap(words);
                 return Ok(other.area);
             }
@@ -143,7 +193,10 @@ impl Area {
         }
         // Opened anew: the lock on the one that is mapped is also that of the processes forked from here, or this from them.
         if let Ok(Some((file, found, _))) = file::open(&self.path) {
-            if (found.dev(), found.ino()) == self.file && sys::remap(&file, self.store.words()).is_ok() {
+            if (found.dev(), found.ino()) == self.file
+                && self.lock.seats.give_up_family()
+                && sys::remap(&file, self.store.words()).is_ok()
+            {
                 file::remove_unused(&self.path, &file, &found);
             }
         }
@@ -161,6 +214,10 @@ impl Area {
 
     /// `None` if the lock could not be had in time, or the cache had to be emptied.
     fn write<T>(&self, work: impl FnOnce(&mut Writer) -> Found<T>) -> Option<T> {
+        if self.lost.load(Relaxed) {
+            self.is_lost();
+            return None;
+        }
         let Some(lock) = self.lock.lock() else {
             if let Ok(busy) = self.store.word(COUNTERS + Counter::Busy as usize) {
                 busy.fetch_add(1, Relaxed);
@@ -173,6 +230,27 @@ impl Area {
             writer.reset();
         }
         done.ok()
+    }
+
+    /// Whether this address is in the mapping. For the handler of SIGBUS.
+    pub fn contains(&self, address: usize) -> bool {
+        self.store.words().as_ptr_range().contains(&(address as *const _))
+    }
+
+    /// Replaces the mapping by empty memory of this process's own. For the handler of SIGBUS.
+    pub fn lose(&self) -> bool {
+        self.lost.store(true, SeqCst);
+        sys::forget(self.store.words()).is_ok()
+    }
+
+    #[cold]
+    fn is_lost(&self) {
+        // What it was changing when it found out is left to others.
+        self.lock.seats.stand_up();
+        log::once(format_args!(
+            "the shared cache {} was cut short by somebody: this process goes on without it",
+            self.path.display()
+        ));
     }
 
     fn row(&self, service: Service) -> Found<Option<usize>> {
@@ -200,10 +278,11 @@ impl Area {
 
     fn take_if(&self, service: Service, key: &Key, out: &mut Vec<u8>, wish: impl Fn(&[u8]) -> bool) -> bool {
         let wanted = self.store.wanted(service, key);
-        if self.store.stable(|| Ok(self.store.find(wanted.hash)?.is_none()), |_| false) == Some(true) {
+        let hash = wanted.hash;
+        let _ = self.store.count_removal(Some(hash));
+        if self.store.stable(|| Ok(self.store.find(hash)?.is_none()), |_| false) == Some(true) {
             return false;
         }
-        let hash = wanted.hash;
         let taken = self.write(|writer| match writer.find(&wanted, out)? {
             // Somebody who did not wait for the lock may be faster still. (Without room nobody else can be.)
             Some(record) if wish(out) && writer.store.claim(hash)?.unwrap_or(true) => {
@@ -246,7 +325,7 @@ impl Area {
     /// Makes all sessions of a service void, without the lock.
     fn flush_without_lock(&self, service: Service) -> Found<()> {
         match self.store.find_row(service, 0)? {
-            Some(row) => self.store.void_service(row),
+            Some(row) => self.store.void_row(row, service),
             None => Ok(()),
         }
     }
@@ -263,9 +342,63 @@ impl Area {
         limit: usize,
         left: &mut Vec<Leaving>,
     ) -> Inserted {
-        let limit = limit as u64;
-        let new = self.new_record(service, key, bytes, expiry, collision, limit, false);
-        self.put(&new, left).unwrap_or(Inserted::Refused)
+        let new = self.new_record(service, key, bytes, expiry, collision, limit as u64, false);
+        let removals = self.store.removals(new.wanted.hash);
+        match self.put(&new, left) {
+            Some(inserted) => {
+                if self.put_off_count.load(Relaxed) > 0 {
+                    self.retry(service, left);
+                }
+                inserted
+            }
+            None => {
+                if let Ok(removals) = removals {
+                    self.put_off(&new, removals);
+                }
+                Inserted::Refused
+            }
+        }
+    }
+
+    /// Notes an insertion for when the lock is free.
+    fn put_off(&self, new: &New, removals: [u64; 2]) {
+        let Ok(mut list) = self.put_off.try_lock() else { return };
+        if self.lost.load(Relaxed) || new.bytes.len() > LONGEST {
+            return;
+        }
+        if list.len() == MOST_PUT_OFF {
+            list.pop_front();
+        }
+        let New { service, wanted, expiry, limit, .. } = *new;
+        let (bytes, since) = (new.bytes.to_vec(), Instant::now());
+        list.push_back(PutOff { service, wanted, bytes, expiry, limit, removals, since });
+        self.put_off_count.store(list.len(), Relaxed);
+    }
+
+    /// Tries insertions of this service again. What has to leave for them belongs to the caller's service, too.
+    #[cold]
+    fn retry(&self, service: Service, left: &mut Vec<Leaving>) {
+        for _ in 0..RETRIES {
+            let next = || {
+                let mut list = self.put_off.try_lock().ok()?;
+                while list.front().is_some_and(|first| first.since.elapsed() > LONGEST_PUT_OFF) {
+                    list.pop_front();
+                }
+                let first = list.iter().position(|waiting| waiting.service == service);
+                let first = first.and_then(|at| list.remove(at));
+                self.put_off_count.store(list.len(), Relaxed);
+                first
+            };
+            let Some(waiting) = next() else { return };
+            let PutOff { service, wanted, expiry, limit, .. } = waiting;
+            // One that came since is newer.
+            let collision = Collision::KeepUnlessExpired(self.store.absolute(self.now()));
+            let (bytes, now, removals) = (&waiting.bytes[..], self.now(), Some(waiting.removals));
+            let new = New { service, wanted, bytes, expiry, now, collision, rewrite: false, limit, removals };
+            if self.put(&new, left).is_none() {
+                return;
+            }
+        }
     }
 
     /// Other bytes and another expiry for the session with this key; nothing if it is not there.
@@ -287,7 +420,7 @@ impl Area {
     ) -> New<'a> {
         let wanted = self.store.wanted(service, key);
         let expiry = self.store.relative_expiry(expiry);
-        New { service, wanted, bytes, expiry, now: self.now(), collision, rewrite, limit }
+        New { service, wanted, bytes, expiry, now: self.now(), collision, rewrite, limit, removals: None }
     }
 
     fn put(&self, new: &New, left: &mut Vec<Leaving>) -> Option<Inserted> {
@@ -329,6 +462,7 @@ impl Area {
 
     /// Takes out the sessions of the service that are there now, in the same way.
     pub fn clear(&self, service: Service, left: &mut dyn FnMut(&[u8])) {
+        let _ = self.store.count_removal(None);
         let known = self.of_row(service, row::SESSIONS).map(|sessions| sessions as usize);
         let popped = known.map(|sessions| self.pop_all(service, u32::MAX, sessions, Counter::Removed, left));
         if known.is_none() || popped < known {
@@ -402,6 +536,7 @@ impl Area {
 
     /// Takes out everything, of every service. `None` if the cache was busy.
     pub fn flush(&self) -> Option<u64> {
+        let _ = self.store.count_removal(None);
         self.write(|writer| writer.flush())
     }
 
@@ -420,7 +555,8 @@ impl Area {
         let service = |number: usize| {
             let row = self.store.row(number);
             let (sessions, soonest) = (load(row + row::SESSIONS), load(row + row::SOONEST));
-            (sessions > 0).then(|| ServiceInfo {
+            let is_void = self.store.is_row_void(row).unwrap_or(true);
+            (sessions > 0 && !is_void).then(|| ServiceInfo {
                 identity: self.store.identity(row).unwrap_or_default(),
                 sessions,
                 bytes: load(row + row::BYTES),
@@ -443,11 +579,27 @@ impl Area {
         self.store.stable(|| Ok(read()), |_| false).unwrap_or_else(read)
     }
 
+    /// Whether somebody holds the lock now, for tests.
+    #[doc(hidden)]
+    pub fn is_busy(&self) -> bool {
+        self.write(|_| Ok(())).is_none()
+    }
+
     /// Where it lies in this process, for tests that write over it.
     #[doc(hidden)]
     pub fn raw(&self) -> &'static [std::sync::atomic::AtomicU64] {
         self.store.words()
     }
+}
+
+/// The cache that has this address in its mapping. For the handler of SIGBUS.
+pub fn at(address: usize) -> Option<&'static Area> {
+    open_areas().find(|area| area.contains(address))
+}
+
+/// This is a process that was just forked.
+pub fn forked() {
+    open_areas().for_each(|area| area.lock.seats.forked());
 }
 
 /// This process ends: [`Area::leave`] for each cache it has open.

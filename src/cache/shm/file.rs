@@ -3,13 +3,17 @@
 
 use super::store::{Constants, CONSTANTS, JOURNAL_LENGTH, LARGEST_SIZE, LAYOUT, MAGIC, SMALLEST_SIZE};
 use super::writer::EMPTY_JOURNAL;
-use super::{sys, Error, Spec};
+use super::{memory, sys, Error, Spec};
+use crate::board;
+use std::cell::Cell;
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use xxhash_rust::xxh3::xxh3_64;
 
 const DIRECTORY: &str = "/dev/shm";
 const PREFIX: &str = "reprise-";
@@ -98,14 +102,11 @@ pub fn open(path: &Path) -> Result<Option<(File, Metadata, Constants)>, Error> {
         return Ok(None); // removed while it was opened
     }
     is_ours(path, &found)?;
-    let mut bytes = [0; CONSTANTS * 8];
-    match file.read_exact_at(&mut bytes, 0) {
-        Ok(()) => {}
+    let words = match words(&file) {
+        Ok(words) => words,
         Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Err(Error::NoCache(path.into())),
         Err(error) => return Err(failed(error)),
-    }
-    let word = |at: usize| u64::from_ne_bytes(std::array::from_fn(|byte| bytes[at * 8 + byte]));
-    let words: [u64; CONSTANTS] = std::array::from_fn(word);
+    };
     match words {
         [MAGIC, layout, ..] if layout != LAYOUT => Err(Error::Layout(path.into(), layout)),
         [MAGIC, ..] => match Constants::from_words(&words) {
@@ -116,6 +117,25 @@ pub fn open(path: &Path) -> Result<Option<(File, Metadata, Constants)>, Error> {
         },
         _ => Err(Error::NoCache(path.into())),
     }
+}
+
+/// What the file begins with.
+fn words(file: &File) -> io::Result<[u64; CONSTANTS]> {
+    let mut bytes = [0; CONSTANTS * 8];
+    file.read_exact_at(&mut bytes, 0)?;
+    let word = |at: usize| u64::from_ne_bytes(std::array::from_fn(|byte| bytes[at * 8 + byte]));
+    Ok(std::array::from_fn(word))
+}
+
+/// `None` if no cache is in it.
+pub fn constants(file: &File) -> io::Result<Option<Constants>> {
+    words(file).map(|words| Constants::from_words(&words))
+}
+
+/// Tells this boot from every other one; 0 if it is not known.
+pub fn boot() -> u64 {
+    static BOOT: OnceLock<u64> = OnceLock::new();
+    *BOOT.get_or_init(|| std::fs::read("/proc/sys/kernel/random/boot_id").map_or(0, |id| xxh3_64(&id)))
 }
 
 /// Whether `path` still names the file that was opened.
@@ -148,8 +168,19 @@ pub fn create(path: &Path, spec: &Spec) -> Result<Option<File>, Error> {
     if !is_size(spec.size) {
         return Err(Error::Size(spec.size));
     }
+    // The system would end the process with SIGXFSZ.
+    let (largest, missing) = (board::largest_file(), Cell::new(u64::MAX));
+    if spec.size > largest {
+        return Err(Error::FileLimit { path: path.into(), asked: spec.size, limit: largest });
+    }
     let made = nameless(path, |file| {
         file.set_permissions(Permissions::from_mode(0o600))?;
+        if sys::is_in_memory(file) {
+            if let Some(available) = memory::available().filter(|&available| available < spec.size) {
+                missing.set(available);
+                return Err(io::Error::from_raw_os_error(libc::ENOMEM));
+            }
+        }
         sys::allocate(file, spec.size)?;
         fill(file, spec)?;
         hold(file)
@@ -157,6 +188,9 @@ pub fn create(path: &Path, spec: &Spec) -> Result<Option<File>, Error> {
     match made {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(None),
+        Err(_) if missing.get() != u64::MAX => {
+            Err(Error::NoMemory { path: path.into(), asked: spec.size, available: missing.get() })
+        }
         Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => Err(Error::NoRoom(path.into(), spec.size)),
         Err(error) => Err(Error::Io(path.into(), error)),
     }
@@ -192,6 +226,7 @@ fn fill(file: &File, spec: &Spec) -> io::Result<()> {
         size: spec.size,
         created: now.as_secs() as i64,
         keep: spec.keep,
+        boot: boot(),
         secret: std::array::from_fn(|word| random.hash_one(word)),
     };
     // All else begins with 0, as the file does.

@@ -6,7 +6,10 @@
 //! |---|---|
 //! | `file` | made whole, then named; opened with mistrust |
 //! | `sys` | the system calls: all that is unsafe |
-//! | `lock` | one lock for those who change something, freed by the kernel if its owner dies, never waited for long |
+//! | `memory` | how much memory there is for one |
+//! | `bus` | a file that somebody cuts short |
+//! | `lock` | one lock for those who change something, never waited for long |
+//! | `seat` | whether the lock's owner lives, in whatever PID namespace: the kernel says so |
 //! | `store` | the layout; looking up without a lock, each record verified against the key asked for |
 //! | `writer` | changes that are undone if they were not finished; the ring; making room |
 //! | `order` | the records of a service by expiry |
@@ -16,9 +19,12 @@
 //! service (those contexts that may resume each other's sessions) sees only its own.
 
 mod area;
+mod bus;
 mod file;
 mod lock;
+mod memory;
 mod order;
+mod seat;
 mod store;
 mod sys;
 mod writer;
@@ -28,7 +34,7 @@ mod crash;
 
 pub use super::Service;
 use super::{Cache, Collision, Departure, Inserted, Key, Portable, Seconds};
-pub use area::{leave, Area};
+pub use area::{forked, leave, Area};
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
@@ -51,8 +57,8 @@ pub struct Spec {
 }
 
 impl Spec {
-    /// The size when none is asked for.
-    pub const SIZE: u64 = 64 << 20;
+    /// The size when none is asked for. Containers mostly have 64M for all that is in /dev/shm.
+    pub const SIZE: u64 = 48 << 20;
 
     /// With that size, to stay. An error if there can be no cache of this name.
     pub fn new(name: &str) -> Result<Spec, Error> {
@@ -132,6 +138,10 @@ pub enum Error {
     NoCache(PathBuf),
     Damaged(PathBuf),
     NoRoom(PathBuf, u64),
+    NoMemory { path: PathBuf, asked: u64, available: u64 },
+    FileLimit { path: PathBuf, asked: u64, limit: u64 },
+    Locks(PathBuf, io::Error),
+    Stale(PathBuf),
     Missing(PathBuf),
     Busy(PathBuf),
     Io(PathBuf, io::Error),
@@ -210,6 +220,25 @@ impl fmt::Display for Error {
                 size(*bytes),
                 path.parent().unwrap_or(path).display()
             ),
+            Error::NoMemory { path, asked, available } => write!(
+                f,
+                "{} cannot be made: size={}, and there are {}M of memory available: use a smaller size",
+                quoted(path),
+                size(*asked),
+                available >> 20
+            ),
+            Error::FileLimit { path, asked, limit } => write!(
+                f,
+                "{} cannot be made: size={}, and files of this process may have {limit} bytes (see `ulimit -f`)",
+                quoted(path),
+                size(*asked)
+            ),
+            Error::Locks(path, error) => {
+                write!(f, "{} is not used because its file system has no locks on bytes of files: {error}", quoted(path))
+            }
+            Error::Stale(path) => {
+                write!(f, "{} is from before the system was started: it is made anew when it is used", quoted(path))
+            }
             Error::Missing(path) => write!(f, "{} is not there", quoted(path)),
             Error::Busy(path) => write!(f, "{} is being made and removed by others: try again", quoted(path)),
             Error::Io(path, error) => write!(f, "{}: {error}", quoted(path)),

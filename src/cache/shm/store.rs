@@ -13,7 +13,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 /// "reprise!" as bytes.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"reprise!");
 /// Raised with every change of what is described here.
-pub const LAYOUT: u64 = 2;
+pub const LAYOUT: u64 = 3;
 
 /// The longest record in bytes.
 pub const LONGEST: usize = 64 << 10;
@@ -22,11 +22,10 @@ pub const SMALLEST_SIZE: u64 = 1 << 20;
 pub const LARGEST_SIZE: u64 = 16 << 30;
 
 // The head. What never changes comes first, then each line of the processor's cache by who writes it.
-/// Magic, layout, size in bytes, when it was made, whether it is kept, the secret, and a check of these.
-pub const CONSTANTS: usize = 6 + SECRET_WORDS;
+/// Magic, layout, size in bytes, when it was made, whether it is kept, the boot it was made in, the secret, and a check of these.
+pub const CONSTANTS: usize = 7 + SECRET_WORDS;
 const SECRET_WORDS: usize = 10;
 pub const LOCK: usize = 24;
-pub const OWNER: usize = 25;
 /// Odd while something changes.
 pub const VERSION: usize = 32;
 /// How many sessions are void in [`VOIDS`]: mostly none, and then nobody looks there. On the line that all readers have.
@@ -44,6 +43,10 @@ pub const LIVE: usize = 44;
 pub const CAME: usize = 45;
 pub const SESSIONS: usize = 46;
 pub const COUNTERS: usize = 48;
+/// Which row is looked at next for what nobody uses any more.
+pub const SWEEP: usize = 62;
+/// A record that has left and is still to be overwritten, 0 for none.
+pub const WIPE: usize = 63;
 pub const JOURNAL: usize = 64;
 pub const JOURNAL_ENTRIES: usize = 1024;
 /// Hashes of sessions that were taken out without the lock, or are being taken out: see [`Store::claim`].
@@ -51,7 +54,10 @@ pub const VOIDS: usize = JOURNAL + 2 * JOURNAL_ENTRIES;
 pub const VOID_SLOTS: usize = 4096;
 /// Where one hash may be, from its place on.
 const VOID_WINDOW: usize = 32;
-pub const ROWS: usize = VOIDS + VOID_SLOTS;
+/// How often something was flushed, then how often something with such a hash was removed: see [`Store::removals`].
+pub const REMOVALS: usize = VOIDS + VOID_SLOTS;
+const REMOVAL_WORDS: usize = 256;
+pub const ROWS: usize = REMOVALS + REMOVAL_WORDS;
 pub const ROW_COUNT: usize = 4096;
 pub const BUCKETS: usize = ROWS + ROW_COUNT * row::WORDS;
 
@@ -59,16 +65,18 @@ pub const BUCKETS: usize = ROWS + ROW_COUNT * row::WORDS;
 pub mod row {
     pub const WORDS: usize = 8;
     pub const IDENTITY: usize = 0;
-    /// Tells a row that was written whole, 0 for one never used.
+    /// Tells a row that was written whole. 0 for one never used, [`VOID`] for one whose sessions are all void.
     pub const SEAL: usize = 2;
     pub const SESSIONS: usize = 3;
     pub const BYTES: usize = 4;
     pub const ROOT: usize = 5;
     /// The soonest expiry, [`NONE`] without sessions.
     pub const SOONEST: usize = 6;
-    /// Records that came before this number were flushed, see [`super::CAME`].
-    pub const FLUSHED: usize = 7;
+    /// When a session last came, as [`super::Store::relative`] has it.
+    pub const USED: usize = 7;
     pub const NONE: u64 = u64::MAX;
+    /// No service has this seal: they are odd.
+    pub const VOID: u64 = 2;
 }
 
 /// Of a record: its header, before the bytes.
@@ -216,6 +224,8 @@ pub struct Constants {
     pub size: u64,
     pub created: Seconds,
     pub keep: bool,
+    /// What is left of one boot in another may be anything.
+    pub boot: u64,
     /// Makes places and checks unpredictable for those who choose ids.
     pub secret: [u64; SECRET_WORDS],
 }
@@ -223,8 +233,8 @@ pub struct Constants {
 impl Constants {
     pub fn to_words(self) -> [u64; CONSTANTS] {
         let mut words = [0; CONSTANTS];
-        words[..5].copy_from_slice(&[MAGIC, LAYOUT, self.size, self.created as u64, self.keep.into()]);
-        words[5..5 + SECRET_WORDS].copy_from_slice(&self.secret);
+        words[..6].copy_from_slice(&[MAGIC, LAYOUT, self.size, self.created as u64, self.keep.into(), self.boot]);
+        words[6..6 + SECRET_WORDS].copy_from_slice(&self.secret);
         words[CONSTANTS - 1] = Constants::seal(&words);
         words
     }
@@ -232,12 +242,13 @@ impl Constants {
     /// `None` if this is not what `to_words` made.
     pub fn from_words(words: &[u64; CONSTANTS]) -> Option<Constants> {
         let sound = words[0] == MAGIC && words[1] == LAYOUT && words[CONSTANTS - 1] == Constants::seal(words);
-        let [_, _, size, created, keep, ..] = *words;
+        let [_, _, size, created, keep, boot, ..] = *words;
         sound.then(|| Constants {
             size,
             created: created as Seconds,
             keep: keep != 0,
-            secret: std::array::from_fn(|word| words[5 + word]),
+            boot,
+            secret: std::array::from_fn(|word| words[6 + word]),
         })
     }
 
@@ -272,6 +283,11 @@ impl Store {
     /// The words of services and buckets.
     pub fn tables(&self) -> &'static [AtomicU64] {
         self.words.get(ROWS..self.ring).unwrap_or_default()
+    }
+
+    /// The words of records.
+    pub fn ring(&self) -> &'static [AtomicU64] {
+        self.words.get(self.ring..).unwrap_or_default()
     }
 
     /// How many words records have.
@@ -374,7 +390,7 @@ impl Store {
     // --- void -----------------------------------------------------------------------------------------------------
     //
     // Removing, taking and flushing must not wait for a writer that is stopped. A session is made void by entering its hash
-    // into a table, a service by a number in its row: readers miss what is void at once, and a writer tidies up later.
+    // into a table, a service by the seal of its row: readers miss what is void at once, and a writer tidies up later.
     // Nothing here is undone by the journal.
 
     /// Whether a record is there only because nobody has tidied up yet.
@@ -382,9 +398,12 @@ impl Store {
         if self.word(VOID)?.load(SeqCst) != 0 && self.voided(record.hash)? > 0 {
             return Ok(true);
         }
-        let flushed = self.load(self.row(record.meta.row()) + row::FLUSHED)?;
-        // Numbers of 32 bits, of which half is before and half is after.
-        Ok(flushed != 0 && (flushed as u32).wrapping_sub(record.turn as u32).wrapping_sub(1) < 1 << 31)
+        self.is_row_void(self.row(record.meta.row()))
+    }
+
+    /// The same of all records of a row.
+    pub fn is_row_void(&self, row: usize) -> Found<bool> {
+        Ok(self.word(row + row::SEAL)?.load(SeqCst) == row::VOID)
     }
 
     fn window(&self, hash: u64) -> impl Iterator<Item = Found<&'static AtomicU64>> + '_ {
@@ -421,11 +440,22 @@ impl Store {
         Ok(())
     }
 
-    /// Makes all void that a service has now.
-    pub fn void_service(&self, row: usize) -> Found<()> {
-        // Never 0, which is for none.
-        let came = self.load(CAME)?.max(1);
-        self.word(row + row::FLUSHED)?.fetch_max(came, SeqCst);
+    /// Makes all void that a service has now: nobody finds the row any more.
+    pub fn void_row(&self, row: usize, service: Service) -> Found<()> {
+        let _ = self.word(row + row::SEAL)?.compare_exchange(self.seal(service), row::VOID, SeqCst, SeqCst);
+        Ok(())
+    }
+
+    /// Two numbers that are others after a removal of what has this hash (or another of 255), and after a flush. Who has
+    /// put off an insertion compares them, so that it brings back nothing that was removed since.
+    pub fn removals(&self, hash: u64) -> Found<[u64; 2]> {
+        Ok([self.word(REMOVALS)?.load(SeqCst), self.word(removal(hash))?.load(SeqCst)])
+    }
+
+    /// Something with this hash is about to be looked for and removed, or everything of a service.
+    pub fn count_removal(&self, hash: Option<u64>) -> Found<()> {
+        self.word(hash.map_or(REMOVALS, removal))?.fetch_add(1, SeqCst);
+        fence(SeqCst);
         Ok(())
     }
 
@@ -544,6 +574,11 @@ impl Store {
         }
         Ok(sound)
     }
+}
+
+/// Where removals of this hash are counted.
+fn removal(hash: u64) -> usize {
+    REMOVALS + 1 + (hash % (REMOVAL_WORDS as u64 - 1)) as usize
 }
 
 fn product(a: u64, b: u64) -> u128 {

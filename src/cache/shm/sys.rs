@@ -1,7 +1,6 @@
-//! What the kernel does for the cache: mapping its file, the futex under its lock, and the calls on files that `std`
-//! does not have. Everything unsafe about shared memory is here.
+//! What the kernel does for the cache: mapping its file, the futex and the seats of its lock, and the calls on files that
+//! `std` does not have. Everything unsafe about shared memory is here.
 
-use std::cell::{Cell, UnsafeCell};
 use std::ffi::{c_long, c_void, CString};
 use std::fs::File;
 use std::io::{Error, Result};
@@ -9,16 +8,14 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
-use std::sync::atomic::{compiler_fence, AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-/// `file` mapped shared, which is `words` long, and the word at `futex` as the futex it is. The rest of that word and
-/// the futex must not be reached through the slice. Never unmapped: a forked child or a late destructor may use it.
-pub fn map(file: &File, words: usize, futex: usize) -> Result<(&'static [AtomicU64], &'static AtomicU32)> {
-    assert!(futex < words);
+/// `file` mapped shared, which is `words` long. Never unmapped: a forked child or a late destructor may use it.
+pub fn map(file: &File, words: usize) -> Result<&'static [AtomicU64]> {
     // SAFETY: the kernel chooses an address where nothing else is. The file is as long as the mapping (the caller has
-    // allocated it or asked), all access is atomic, and nobody unmaps it. A file that is shortened meanwhile ends
-    // the process; only its own user can do that.
+    // allocated it or asked), all access is atomic, and nobody unmaps it. Where the file is shortened meanwhile, other
+    // memory is put in its place (`bus`).
     unsafe {
         let (access, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
         let address = libc::mmap(ptr::null_mut(), words * 8, access, shared, file.as_raw_fd(), 0);
@@ -27,8 +24,7 @@ pub fn map(file: &File, words: usize, futex: usize) -> Result<(&'static [AtomicU
         }
         // Keys of sessions have no place in a core file. Kernels that cannot do it map all the same.
         libc::madvise(address, words * 8, libc::MADV_DONTDUMP);
-        let first = address.cast::<AtomicU64>();
-        Ok((std::slice::from_raw_parts(first, words), &*first.add(futex).cast::<AtomicU32>()))
+        Ok(std::slice::from_raw_parts(address.cast::<AtomicU64>(), words))
     }
 }
 
@@ -45,6 +41,19 @@ pub fn remap(file: &File, words: &'static [AtomicU64]) -> Result<()> {
         libc::madvise(address, size_of_val(words), libc::MADV_DONTDUMP);
     }
     Ok(())
+}
+
+/// Puts empty memory of this process's own in the place of the mapping. A signal handler may do that.
+pub fn forget(words: &'static [AtomicU64]) -> Result<()> {
+    // SAFETY: as in `remap`: who reads or writes there meanwhile finds zeros, which nobody believes.
+    unsafe {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        let (place, access) = (words.as_ptr().cast_mut().cast(), libc::PROT_READ | libc::PROT_WRITE);
+        match libc::mmap(place, size_of_val(words), access, flags, -1, 0) {
+            libc::MAP_FAILED => Err(Error::last_os_error()),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Gives up a mapping that nobody has seen.
@@ -105,102 +114,119 @@ pub fn effective_user() -> u32 {
     unsafe { libc::geteuid() }
 }
 
-/// The calling thread, as futexes name it. Asked each time: a fork changes it.
-pub fn thread() -> u32 {
-    // SAFETY: it only asks.
-    unsafe { libc::syscall(libc::SYS_gettid) as u32 }
+/// The half of a word that the kernel sees as a futex: the low one.
+fn futex(word: &AtomicU64) -> *const u32 {
+    word.as_ptr().cast::<u32>().wrapping_add(usize::from(cfg!(target_endian = "big")))
 }
 
-/// Whether no thread has this number in our PID namespace. `false` if the kernel will not say.
-pub fn is_gone(thread: u32) -> bool {
-    // SAFETY: signal 0 is not sent.
-    let sent = unsafe { libc::syscall(libc::SYS_tkill, thread as libc::pid_t, 0) };
-    sent == -1 && Error::last_os_error().raw_os_error() == Some(libc::ESRCH)
-}
-
-/// Sleeps while `word` has this value, at most so long; may wake for no reason. Processes share the word.
-pub fn wait(word: &AtomicU32, value: u32, most: Duration) {
+/// Sleeps while the low half of `word` is that of `value`, at most so long; may wake for no reason. Processes share the word.
+pub fn wait(word: &AtomicU64, value: u64, most: Duration) {
     let most = libc::timespec { tv_sec: most.as_secs() as libc::time_t, tv_nsec: most.subsec_nanos() as c_long };
     // SAFETY: the word and the time live until the call returns.
-    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, value, &most) };
+    unsafe { libc::syscall(libc::SYS_futex, futex(word), libc::FUTEX_WAIT, value as u32, &most) };
 }
 
 /// Wakes one that waits.
-pub fn wake(word: &AtomicU32) {
+pub fn wake(word: &AtomicU64) {
     // SAFETY: the kernel looks for sleepers at this address, and does not touch what is there.
-    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, 1) };
+    unsafe { libc::syscall(libc::SYS_futex, futex(word), libc::FUTEX_WAKE, 1) };
 }
 
-/// struct robust_list_head of linux/futex.h
-#[repr(C)]
-struct Robust {
-    list: *mut c_void,
-    offset: c_long,
-    pending: *mut c_void,
+// --- locks of the kernel's on single bytes ------------------------------------------------------------------------
+
+fn byte(kind: i32, at: u64) -> libc::flock {
+    // SAFETY: a struct of integers.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = kind as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    lock.l_start = at as libc::off_t;
+    lock.l_len = 1;
+    lock
 }
 
-thread_local! {
-    /// Where the kernel looks when this thread dies, as it was found by the thread of this number.
-    static FOUND: Cell<(u32, *mut Robust)> = const { Cell::new((0, ptr::null_mut())) };
-    /// For threads of a libc that has not registered any.
-    static OWN: UnsafeCell<Robust> =
-        const { UnsafeCell::new(Robust { list: ptr::null_mut(), offset: 0, pending: ptr::null_mut() }) };
-}
-
-fn robust(thread: u32) -> *mut Robust {
-    let (owner, found) = FOUND.get();
-    if owner == thread {
-        return found;
+/// Locks the byte `at`, which need not exist, for this opening of the file: `false` if another opening has it.
+pub fn lock_byte(file: &File, at: u64) -> Result<bool> {
+    let lock = byte(libc::F_WRLCK, at);
+    // SAFETY: the struct lives until the call returns.
+    match result(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) }) {
+        Ok(()) => Ok(true),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
+        Err(error) => Err(error),
     }
-    let mut head: *mut Robust = ptr::null_mut();
-    let mut length = 0usize;
-    // SAFETY: the kernel writes both. What it names was registered by this thread's libc (or by us) and lives as long
-    // as the thread.
-    unsafe { libc::syscall(libc::SYS_get_robust_list, 0, &mut head, &mut length) };
-    if head.is_null() {
-        // SAFETY: it is this thread's alone, an empty list is a circle, and the kernel is told its size. It lies
-        // in memory of the thread, which is there until the kernel has looked.
-        head = OWN.with(|own| unsafe {
-            let own = own.get();
-            (*own).list = own.cast();
-            libc::syscall(libc::SYS_set_robust_list, own, size_of::<Robust>());
-            own
-        });
+}
+
+/// Whether another opening of the file has the byte `at` locked. The descriptor may be somebody else's by now.
+pub fn is_byte_locked(file: i32, at: u64) -> Result<bool> {
+    let mut lock = byte(libc::F_WRLCK, at);
+    // SAFETY: the struct lives until the call returns. It only asks, of whatever file it is.
+    result(unsafe { libc::fcntl(file, libc::F_OFD_GETLK, &mut lock) })?;
+    Ok(lock.l_type != libc::F_UNLCK as libc::c_short)
+}
+
+/// Device and inode of a descriptor, if it is open.
+pub fn identity(file: i32) -> Option<(u64, u64)> {
+    // SAFETY: a struct of integers, which lives until the call returns.
+    unsafe {
+        let mut found: libc::stat = std::mem::zeroed();
+        (libc::fstat(file, &mut found) == 0).then_some((found.st_dev, found.st_ino))
     }
-    FOUND.set((thread, head));
-    head
 }
 
-/// While it lives, the death of this thread marks the futex and wakes a waiter, if the futex then names the
-/// thread as its owner: what a robust mutex of the libc does while it is being taken. Unlike such a mutex it
-/// follows no pointer in shared memory, where anything may be written.
-pub struct Deathbed {
-    robust: *mut Robust,
-    before: *mut c_void,
+pub fn close(file: i32) {
+    // SAFETY: the caller has kept it open and uses it no more.
+    unsafe { libc::close(file) };
 }
 
-impl Deathbed {
-    /// `None` if this thread, interrupted by a signal, is already dealing with this futex.
-    pub fn new(thread: u32, futex: &AtomicU32) -> Option<Deathbed> {
-        let robust = robust(thread);
-        // SAFETY: `robust` is this thread's, see there. The kernel adds the offset to find the futex.
-        unsafe {
-            let entry = futex.as_ptr().cast::<c_void>().wrapping_byte_offset(-((*robust).offset as isize));
-            let before = ptr::read_volatile(&raw const (*robust).pending);
-            if before == entry {
-                return None;
+/// Keeps this opening of the file until the process ends or execs, whatever descriptors are closed; forked children do not
+/// have it. What locks it holds are held as long. The result is for [`let_go`].
+pub fn keep_open(file: &File) -> Result<usize> {
+    // SAFETY: a new mapping at a place of the kernel's choice, which nobody reads or writes.
+    unsafe {
+        let address = libc::mmap(ptr::null_mut(), PAGE, libc::PROT_NONE, libc::MAP_SHARED, file.as_raw_fd(), 0);
+        if address == libc::MAP_FAILED {
+            return Err(Error::last_os_error());
+        }
+        match libc::madvise(address, PAGE, libc::MADV_DONTFORK) {
+            0 => Ok(address as usize),
+            _ => {
+                let error = Error::last_os_error();
+                libc::munmap(address, PAGE);
+                Err(error)
             }
-            ptr::write_volatile(&raw mut (*robust).pending, entry);
-            compiler_fence(SeqCst);
-            Some(Deathbed { robust, before })
         }
     }
 }
 
-impl Drop for Deathbed {
-    fn drop(&mut self) {
-        compiler_fence(SeqCst);
-        // SAFETY: as in `new`; a `Deathbed` stays in its thread, since it has pointers.
-        unsafe { ptr::write_volatile(&raw mut (*self.robust).pending, self.before) };
+/// Ends what [`keep_open`] has begun in this process.
+pub fn let_go(kept: usize) {
+    // SAFETY: a mapping of `keep_open`'s, which nobody reads or writes.
+    unsafe { libc::munmap(kept as *mut c_void, PAGE) };
+}
+
+const PAGE: usize = 4096;
+
+/// Numbers that are 0 again in each process that is forked from this one, also by a bare clone(2) where the kernel can do that.
+/// Never unmapped.
+pub fn wiped_on_fork() -> Result<&'static [AtomicU64; 2]> {
+    // SAFETY: new memory of zeros, used for these numbers alone.
+    unsafe {
+        let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        let address = libc::mmap(ptr::null_mut(), PAGE, access, flags, -1, 0);
+        if address == libc::MAP_FAILED {
+            return Err(Error::last_os_error());
+        }
+        libc::madvise(address, PAGE, libc::MADV_WIPEONFORK);
+        Ok(&*address.cast::<[AtomicU64; 2]>())
+    }
+}
+
+/// Whether the file lies in memory, and not on a disk.
+pub fn is_in_memory(file: &File) -> bool {
+    const RAMFS: u32 = 0x8584_58f6;
+    // SAFETY: a struct of integers, which lives until the call returns.
+    unsafe {
+        let mut found: libc::statfs = std::mem::zeroed();
+        libc::fstatfs(file.as_raw_fd(), &mut found) == 0
+            && [libc::TMPFS_MAGIC as u32, RAMFS].contains(&(found.f_type as u32))
     }
 }

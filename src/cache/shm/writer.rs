@@ -29,6 +29,12 @@ const MOVED_WORDS: usize = 16;
 const MOST_EXPIRED: usize = 1024;
 /// How many leave for a limit before others get the lock.
 const MOST_EVICTED: usize = 64;
+/// How many that nobody uses any more go for one that comes.
+const MOST_SWEPT: usize = 16;
+/// After this time without a new session, what has expired of a service is nobody's.
+const UNUSED_SECONDS: u64 = 24 * 3600;
+/// How many dead records are passed over while there is room already.
+const MOST_PASSED: usize = 512;
 
 /// A session that leaves the cache, as bytes.
 pub type Leaving = (Vec<u8>, Departure);
@@ -46,6 +52,8 @@ pub struct New<'a> {
     pub rewrite: bool,
     /// The most sessions of the service, 0 for no limit.
     pub limit: u64,
+    /// What [`Store::removals`] has to say still, for one that was put off.
+    pub removals: Option<[u64; 2]>,
 }
 
 pub enum Put {
@@ -100,6 +108,60 @@ impl<'a> Writer<'a> {
         writer
     }
 
+    /// Overwrites the record that left last, if that is still to be done. Nothing refers to it any more.
+    fn wipe(&mut self) -> Found<()> {
+        let at = self.store.load(WIPE)? as usize;
+        if at == 0 {
+            return Ok(());
+        }
+        let meta = self.store.meta(at)?;
+        if meta.is_live() || at < self.store.index(0) {
+            return Err(Broken);
+        }
+        let from = at + record::CHECK;
+        let words = self.store.words().get(from..at + meta.words()?).ok_or(Broken)?;
+        words.iter().for_each(|word| write(word, 0));
+        compiler_fence(SeqCst);
+        self.plain(WIPE, 0)
+    }
+
+    /// Overwrites what may have been written beyond the tail and did not come.
+    fn wipe_beyond_tail(&self) -> Found<()> {
+        let (head, tail) = (self.store.load(HEAD)?, self.store.load(TAIL)?);
+        let free = (self.store.ring_words() as u64).checked_sub(tail.checked_sub(head).ok_or(Broken)?).ok_or(Broken)?;
+        for position in tail..tail + free.min(2 * LONGEST_WORDS as u64) {
+            self.plain(self.store.index(position), 0)?;
+        }
+        Ok(())
+    }
+
+    /// Looks at one row each time, of another service than this one: what is void, and what has expired of a service that
+    /// nobody has used for long, goes, a few at a time. So rows become free again.
+    fn sweep(&mut self, service: Service, now: u32, out: &mut Vec<u8>) -> Found<()> {
+        let number = self.store.load(SWEEP)? as usize;
+        let row = self.store.row(number);
+        if self.store.load(row + row::ROOT)? != 0 {
+            let identity = self.store.identity(row)?;
+            let is_found = self.store.load(row + row::SEAL)? == self.store.seal(identity);
+            let is_unused = u64::from(now) > self.store.load(row + row::USED)?.saturating_add(UNUSED_SECONDS);
+            let (before, why) = match is_found {
+                false => (u32::MAX, Counter::Removed),
+                true if is_unused && identity != service => (now, Counter::Expired),
+                true => (0, Counter::Expired),
+            };
+            for count in 0.. {
+                if !self.pop(row, before, why, out)? {
+                    break;
+                }
+                if count == MOST_SWEPT {
+                    return Ok(());
+                }
+            }
+        }
+        self.begin_change()?;
+        self.plain(SWEEP, (number as u64 + 1) % ROW_COUNT as u64)
+    }
+
     /// Takes out what was made void without the lock.
     fn tidy_up(&mut self) -> Found<()> {
         let void = self.store.word(VOID)?;
@@ -142,7 +204,12 @@ impl<'a> Writer<'a> {
         for (at, word) in self.store.constants.to_words().into_iter().enumerate() {
             let _ = self.plain(at, word);
         }
-        if undone.is_err() || self.store.load(RESETTING) != Ok(0) || self.is_sane() != Ok(true) {
+        if undone.is_err()
+            || self.store.load(RESETTING) != Ok(0)
+            || self.is_sane() != Ok(true)
+            || self.wipe().is_err()
+            || self.wipe_beyond_tail().is_err()
+        {
             self.reset();
         }
         self.add(Counter::Recovered, 1);
@@ -179,7 +246,15 @@ impl<'a> Writer<'a> {
         for word in self.store.tables() {
             write(word, 0);
         }
-        for at in [HEAD, TAIL, LIVE, SESSIONS] {
+        // Nor do keys stay in what nobody refers to.
+        let all = 0..self.store.ring_words() as u64;
+        let used = match (self.is_sane(), self.store.load(HEAD), self.store.load(TAIL)) {
+            (Ok(true), Ok(head), Ok(tail)) => head..tail,
+            _ => all,
+        };
+        let ring = self.store.ring();
+        used.filter_map(|position| ring.get((position % ring.len() as u64) as usize)).for_each(|word| write(word, 0));
+        for at in [HEAD, TAIL, LIVE, SESSIONS, SWEEP, WIPE] {
             let _ = self.plain(at, 0);
         }
         compiler_fence(SeqCst);
@@ -293,8 +368,10 @@ impl<'a> Writer<'a> {
         self.change(LIVE, |sum| sum.checked_sub(words))?;
         self.change(SESSIONS, |count| count.checked_sub(1))?;
         self.change(record.at + record::META, |meta| Some(meta & !0xffff_ffff | u64::from(record.meta.dead().0)))?;
+        self.set(WIPE, record.at as u64)?;
         self.count(why)?;
-        self.commit()
+        self.commit()?;
+        self.wipe()
     }
 
     fn place_in_chain(&self, record: &Record) -> Found<Place> {
@@ -338,28 +415,48 @@ impl<'a> Writer<'a> {
 
     // --- services -------------------------------------------------------------------------------------------------
 
-    /// The row of a service, made if there is none yet. `None` if all rows are in use.
-    fn make_row(&mut self, service: Service) -> Found<Option<usize>> {
+    /// The row of a service, made if there is none yet. If all rows are in use, the one goes in which no session came for
+    /// the longest time. `None` as long as it has sessions.
+    fn make_row(&mut self, service: Service, now: u32, out: &mut Vec<u8>) -> Found<Option<usize>> {
         if let Some(row) = self.store.find_row(service, 0)? {
             return Ok(Some(row));
         }
+        let mut longest_unused = (u64::MAX, u64::MAX, 0);
         for number in self.store.probe(service) {
             let row = self.store.row(number);
-            let unused = self.store.load(row + row::SESSIONS)? == 0;
-            if unused != (self.store.load(row + row::ROOT)? == 0) {
-                return Err(Broken);
+            if self.is_unused(row)? {
+                return self.begin_row(row, service, now).map(Some);
             }
-            if unused {
-                for (at, word) in
-                    [service[0], service[1], self.store.seal(service), 0, 0, 0, row::NONE, 0].iter().enumerate()
-                {
-                    self.set(row + at, *word)?;
-                }
-                self.commit()?;
-                return Ok(Some(row));
+            let used = match self.store.is_row_void(row)? {
+                true => 0,
+                false => self.store.load(row + row::USED)?,
+            };
+            longest_unused = longest_unused.min((used, self.store.load(row + row::SESSIONS)?, row));
+        }
+        let row = longest_unused.2;
+        self.store.void_row(row, self.store.identity(row)?)?;
+        for _ in 0..MOST_EVICTED {
+            if !self.pop(row, u32::MAX, Counter::Evicted, out)? {
+                return self.begin_row(row, service, now).map(Some);
             }
         }
+        // The rest goes with the insertions to come.
+        self.plain(SWEEP, Store::row_number(row) as u64)?;
         Ok(None)
+    }
+
+    fn is_unused(&self, row: usize) -> Found<bool> {
+        let unused = self.store.load(row + row::SESSIONS)? == 0;
+        (unused == (self.store.load(row + row::ROOT)? == 0)).then_some(unused).ok_or(Broken)
+    }
+
+    fn begin_row(&mut self, row: usize, service: Service, now: u32) -> Found<usize> {
+        let words = [service[0], service[1], self.store.seal(service), 0, 0, 0, row::NONE, now.into()];
+        for (at, word) in words.iter().enumerate() {
+            self.set(row + at, *word)?;
+        }
+        self.commit()?;
+        Ok(row)
     }
 
     // --- coming ---------------------------------------------------------------------------------------------------
@@ -368,6 +465,14 @@ impl<'a> Writer<'a> {
     pub fn put(&mut self, new: &New, out: &mut Vec<u8>, left: &mut Vec<Leaving>) -> Found<Put> {
         if new.bytes.len() > LONGEST {
             return Ok(Put::Done(Inserted::Refused));
+        }
+        if let Some(removals) = new.removals {
+            // Whoever removes counts first and looks then: either it sees this change under way, or this sees its count.
+            self.begin_change()?;
+            fence(SeqCst);
+            if self.store.removals(new.wanted.hash)? != removals {
+                return Ok(Put::Done(Inserted::Refused));
+            }
         }
         let mut replaced = false;
         if let Some(old) = self.find(&new.wanted, out)? {
@@ -383,7 +488,12 @@ impl<'a> Writer<'a> {
         } else if new.rewrite {
             return Ok(Put::Absent);
         }
-        let Some(row) = self.make_row(new.service)? else { return Ok(Put::Done(Inserted::Refused)) };
+        self.sweep(new.service, new.now, out)?;
+        let Some(row) = self.make_row(new.service, new.now, out)? else { return Ok(Put::Done(Inserted::Refused)) };
+        if self.store.load(row + row::USED)? != u64::from(new.now) {
+            self.begin_change()?;
+            self.plain(row + row::USED, new.now.into())?;
+        }
         for _ in 0..MOST_EVICTED {
             if new.limit == 0 || self.store.load(row + row::SESSIONS)? < new.limit {
                 break;
@@ -455,12 +565,11 @@ impl<'a> Writer<'a> {
         out: &mut Vec<u8>,
         left: &mut Vec<Leaving>,
     ) -> Found<()> {
-        /// More than any of the limits here lets happen.
-        const MOST_STEPS: usize = 1 << 16;
         let ring = self.store.ring_words();
-        let (mut moves, mut moved_words, mut expired) = (0, 0, MOST_EXPIRED);
+        let (mut moves, mut moved_words, mut expired, mut passed) = (0, 0, MOST_EXPIRED, 0);
         let early_words = MOVED_WORDS * words.max(64);
-        for _ in 0..MOST_STEPS {
+        // Each step goes on towards the tail, or takes or moves a record of which there are so many at most.
+        for _ in 0..4 * ring {
             let (head, tail) = (self.store.load(HEAD)?, self.store.load(TAIL)?);
             let used = tail.checked_sub(head).ok_or(Broken)?;
             let free = (ring as u64).checked_sub(used).ok_or(Broken)? as usize;
@@ -469,7 +578,7 @@ impl<'a> Writer<'a> {
             let needed = words + filler + LONGEST_WORDS;
             let enough = free >= needed;
             let much_dead = dead > ring / DEAD_PART;
-            if enough && (!much_dead || free >= needed + ring / EARLY_PART) {
+            if enough && (!much_dead || free >= needed + ring / EARLY_PART || passed >= MOST_PASSED) {
                 return self.skip(filler);
             }
             let at = self.store.index(head);
@@ -479,12 +588,17 @@ impl<'a> Writer<'a> {
                 return Err(Broken);
             }
             if !meta.is_live() {
+                passed += 1;
                 self.begin_change()?;
                 self.plain(HEAD, head.wrapping_add(length as u64))?;
                 compiler_fence(SeqCst); // before anything is written there
                 continue;
             }
             let record = self.store.record(at)?;
+            if self.store.is_void(&record)? {
+                self.remove_record(&record, Counter::Removed)?;
+                continue;
+            }
             let has_expired = record.expiry() < now;
             let most_words = if enough { early_words } else { MOST_MOVED_WORDS };
             let few = moves < MOST_MOVES && moved_words + length <= most_words;
@@ -528,8 +642,10 @@ impl<'a> Writer<'a> {
         self.link(in_chain, to)?;
         self.link(in_tree, to)?;
         self.change(record.at + record::META, |meta| Some(meta & !0xffff_ffff | u64::from(record.meta.dead().0)))?;
+        self.set(WIPE, record.at as u64)?;
         self.set(TAIL, tail.wrapping_add(words as u64))?;
-        self.commit()
+        self.commit()?;
+        self.wipe()
     }
 
     // --- looking at everything ------------------------------------------------------------------------------------
@@ -574,7 +690,7 @@ impl<'a> Writer<'a> {
             let bytes = records.iter().map(|record| record.meta.length() as u64).sum::<u64>();
             true_or_broken(store.load(row + row::SESSIONS)? == records.len() as u64)?;
             true_or_broken(store.load(row + row::BYTES)? == bytes)?;
-            if store.load(row + row::SEAL)? != 0 {
+            if ![0, row::VOID].contains(&store.load(row + row::SEAL)?) {
                 let soonest = records.first().map_or(row::NONE, |first| first.expiry().into());
                 true_or_broken(store.load(row + row::SOONEST)? == soonest)?;
                 true_or_broken(store.load(row + row::SEAL)? == store.seal(store.identity(row)?))?;

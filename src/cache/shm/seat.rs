@@ -1,0 +1,168 @@
+//! Who the owner of the lock is, and whether it lives, in words of the kernel's that are good in every PID namespace: each
+//! process that writes has a *seat*, a number that goes with a lock of the kernel's on a byte of the file. The kernel
+//! frees it when the process is gone, and not before.
+//!
+//! A lock of this kind belongs to an opening of the file. Each process opens the file for itself and keeps that opening by a
+//! mapping which is not inherited, so a forked child has neither its parent's seat nor the power to keep or free it, and a
+//! program that closes all descriptors does not lose it.
+//!
+//! A process that has dropped its rights may be unable to open the file once more for a child. That child then sits on the
+//! *family's* seat, which belongs to the opening that all of them have inherited: it is free when all of them are gone. So
+//! such a process, killed in the middle of a change, keeps others from writing until its family ends.
+
+use super::sys;
+use std::fs::{File, OpenOptions};
+use std::hash::{BuildHasher, RandomState};
+use std::io::{Error, Result};
+use std::os::fd::IntoRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+
+/// A number from 1 on.
+pub type Seat = u16;
+
+/// Far beyond the end of the largest file, so that it is in nobody's way.
+const FIRST_BYTE: u64 = 1 << 40;
+
+pub struct Seats {
+    path: PathBuf,
+    /// Device and inode.
+    file: (u64, u64),
+    /// The opening that is mapped, to ask about seats with and to open the file by; negative once it was given up.
+    descriptor: AtomicI32,
+    /// The seat of that opening, 0 once it was given up.
+    family: AtomicU64,
+    /// This process's seat, 0 if it has none yet; and what keeps its opening, 0 for the family's.
+    own: &'static [AtomicU64; 2],
+}
+
+fn at(seat: u64) -> u64 {
+    FIRST_BYTE + seat
+}
+
+/// A seat that nobody has.
+fn take(file: &File) -> Result<Seat> {
+    let first = RandomState::new().hash_one(0) as Seat;
+    for step in 0..Seat::MAX {
+        let seat = first.wrapping_add(step);
+        if seat != 0 && sys::lock_byte(file, at(seat.into()))? {
+            return Ok(seat);
+        }
+    }
+    Err(Error::from_raw_os_error(libc::EAGAIN))
+}
+
+impl Seats {
+    /// Of the opening that is mapped.
+    pub fn new(file: File, path: &Path, identity: (u64, u64)) -> Result<Seats> {
+        let family = AtomicU64::new(take(&file)?.into());
+        let own = sys::wiped_on_fork()?;
+        let descriptor = AtomicI32::new(file.into_raw_fd());
+        Ok(Seats { path: path.into(), file: identity, descriptor, family, own })
+    }
+
+    /// The seat of this process. `None` if it can have none.
+    pub fn own(&self) -> Option<Seat> {
+        match self.own[0].load(Relaxed) {
+            0 => self.sit_down(),
+            seat => Some(seat as Seat),
+        }
+    }
+
+    #[cold]
+    fn sit_down(&self) -> Option<Seat> {
+        let alone = || {
+            let file = self.open_again()?;
+            let seat = take(&file).ok()?;
+            Some((seat, sys::keep_open(&file).ok()?))
+        };
+        let (seat, kept) = match alone() {
+            Some((seat, kept)) => (seat.into(), kept),
+            None => (self.family.load(SeqCst), 0),
+        };
+        if seat == 0 {
+            return None;
+        }
+        match self.own[0].compare_exchange(0, seat, SeqCst, SeqCst) {
+            Ok(_) => self.own[1].store(kept as u64, SeqCst),
+            Err(others) => {
+                // Another thread was faster.
+                if kept != 0 {
+                    sys::let_go(kept);
+                }
+                return Some(others as Seat);
+            }
+        }
+        Some(seat as Seat)
+    }
+
+    /// This is a process that was just forked: it sits down while it still may.
+    pub fn forked(&self) {
+        self.own.iter().for_each(|own| own.store(0, Relaxed));
+        let _ = self.sit_down();
+    }
+
+    /// This process has nothing to do with the file any more.
+    pub fn stand_up(&self) {
+        if let kept @ 1.. = self.own[1].swap(0, SeqCst) {
+            sys::let_go(kept as usize);
+        }
+    }
+
+    /// Gives up the opening that is mapped, and says whether that could be done.
+    pub fn give_up_family(&self) -> bool {
+        let family = self.family.load(SeqCst);
+        // Somebody may be writing on that seat.
+        if family != 0 && self.own[0].load(SeqCst) == family {
+            return false;
+        }
+        self.family.store(0, SeqCst);
+        let descriptor = self.descriptor.swap(-1, SeqCst);
+        if descriptor >= 0 && sys::identity(descriptor) == Some(self.file) {
+            sys::close(descriptor);
+        }
+        true
+    }
+
+    /// Whether nobody has this seat any more. `false` if the kernel does not say.
+    pub fn is_free(&self, seat: Seat) -> bool {
+        // Of an opening of its own the kernel would say that it is free.
+        if [&self.own[0], &self.family].iter().any(|mine| mine.load(SeqCst) == u64::from(seat)) {
+            return false;
+        }
+        let descriptor = self.descriptor.load(Relaxed);
+        // The program may have closed it, and have another file there. It never comes back to this file.
+        let is_ours = || descriptor >= 0 && sys::identity(descriptor) == Some(self.file);
+        if is_ours() {
+            let locked = sys::is_byte_locked(descriptor, at(seat.into()));
+            if is_ours() {
+                return matches!(locked, Ok(false));
+            }
+        }
+        let Some(file) = self.open_again() else { return false };
+        let descriptor = file.into_raw_fd();
+        let locked = sys::is_byte_locked(descriptor, at(seat.into()));
+        sys::close(descriptor);
+        matches!(locked, Ok(false))
+    }
+
+    /// The same file, opened anew.
+    fn open_again(&self) -> Option<File> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true);
+        let opened = |options: &OpenOptions, path: &Path| {
+            use std::os::fd::AsRawFd;
+            let file = options.open(path).ok()?;
+            (sys::identity(file.as_raw_fd()) == Some(self.file)).then_some(file)
+        };
+        let descriptor = self.descriptor.load(Relaxed);
+        options.custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK);
+        let is_ours = descriptor >= 0 && sys::identity(descriptor) == Some(self.file);
+        let by_descriptor = is_ours.then(|| opened(&options, Path::new(&format!("/proc/self/fd/{descriptor}"))));
+        by_descriptor.flatten().or_else(|| {
+            options.custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOFOLLOW);
+            opened(&options, &self.path)
+        })
+    }
+}
