@@ -204,6 +204,27 @@ static void MODE8_a_renewal_is_written_through(void **state)
 }
 #endif
 
+/* FLUSH2: an object that was never added has nothing to do with the cached session of its id. */
+static void FLUSH2_of_another_object_changes_nothing(void **state)
+{
+    static const unsigned char other[SSL_MAX_MASTER_KEY_LENGTH] = "another secret";
+    SSL_CTX *ctx = service(TLS1_2_VERSION);
+    SSL_SESSION *never_added = made_session(TLS1_2_VERSION, 1);
+
+    (void)state;
+    add(ctx, 1, 300);
+    assert_int_equal(SSL_SESSION_set1_master_key(never_added, other, sizeof other), 1);
+    SSL_SESSION_set_time(never_added, (long)time(NULL) - 100000);
+    SSL_SESSION_set_timeout(never_added, 1);
+    SSL_CTX_flush_sessions(ctx, (long)time(NULL) + 100);
+    assert_int_equal(SSL_CTX_sess_number(ctx), 1);
+    SSL_SESSION_set_time(never_added, (long)time(NULL) + 100000);
+    SSL_CTX_flush_sessions(ctx, (long)time(NULL) + 400);
+    assert_int_equal(SSL_CTX_sess_number(ctx), 0);
+    SSL_SESSION_free(never_added);
+    SSL_CTX_free(ctx);
+}
+
 /* ---- contexts ---- */
 
 static void CB5_sessions_outlive_their_context(void **state)
@@ -424,6 +445,27 @@ static void REPLAY1_once_for_all_processes(void **state)
     SSL_CTX_free(racer.client);
 }
 
+/* LIFE1: what is too old to be resumed brings no early data either. */
+static void LIFE1_no_early_data_beyond_the_maximum_age(void **state)
+{
+    (void)state;
+    for (int age = 0; age <= 1; age++) {
+        struct ticket_race racer = { service(TLS1_3_VERSION), client_ctx(TLS1_3_VERSION), NULL, { -1, -1 } };
+
+        SSL_CTX_set_max_early_data(racer.server, 1024);
+        assert_int_equal(reprise_ctx_set_max_age(racer.server, age), 1);
+        racer.ticket = tls_session(racer.client, racer.server);
+        assert_int_equal(race_ticket(&racer), 1);
+        SSL_SESSION_free(racer.ticket);
+        racer.ticket = tls_session(racer.client, racer.server);
+        sleep(3);
+        assert_int_equal(race_ticket(&racer), age == 0);
+        SSL_SESSION_free(racer.ticket);
+        SSL_CTX_free(racer.server);
+        SSL_CTX_free(racer.client);
+    }
+}
+
 static void secrets_are_the_users_own(void **state)
 {
     SSL_CTX *ctx = service(TLS1_2_VERSION);
@@ -447,6 +489,7 @@ int main(void)
 #ifdef SSL_SESS_CACHE_UPDATE_TIME
         CACHE_TEST(MODE8_a_renewal_is_written_through),
 #endif
+        CACHE_TEST(FLUSH2_of_another_object_changes_nothing),
         CACHE_TEST(CB5_sessions_outlive_their_context),
         CACHE_TEST(SIZE1_the_default_size_is_no_limit),
         CACHE_TEST(MODE9_services_are_apart),
@@ -454,6 +497,7 @@ int main(void)
         CACHE_TEST(errors),
         CACHE_TEST(processes_share),
         CACHE_TEST(REPLAY1_once_for_all_processes),
+        CACHE_TEST(LIFE1_no_early_data_beyond_the_maximum_age),
         CACHE_TEST(secrets_are_the_users_own),
     };
 

@@ -301,3 +301,50 @@ fn early_data_is_accepted_once() {
     assert!(several > ROUNDS / 2, "{several}: no race");
     assert!(server.stop(libc::SIGTERM).success());
 }
+
+// --- what others do -----------------------------------------------------------------------------------------------
+
+/// Somebody cuts the file of the cache short while four processes serve: none of them ends, each says so once, and clients
+/// go through full handshakes.
+#[test]
+fn a_cache_that_is_cut_short_ends_no_server() {
+    for args in [&[][..], &["-ctx_before_fork"]] {
+        let (sandbox, cache, port) = (Sandbox::new(), SharedCache::new(), free_port());
+        let server = Server::start(&mut share(prefork(&sandbox, port, args), &sandbox, &cache, &[]), &sandbox, port);
+        let visit = || reconnect(port, &["-tls1_2", "-n", "100"]);
+        let before = visit();
+        assert_eq!((before.failed, before.workers, before.resumed), (0, WORKERS, 100), "{args:?}: {before:?}");
+        fs::OpenOptions::new().write(true).open(cache.file()).unwrap().set_len(0).unwrap();
+        let after = visit();
+        assert_eq!((after.failed, after.workers, after.resumed), (0, WORKERS, 0), "{args:?}: {after:?}");
+        let log = server.log();
+        assert_eq!(log.matches("was cut short by somebody: this process goes on without it").count() as u64, WORKERS);
+        assert!(server.stop(libc::SIGTERM).success(), "the server did not end well");
+    }
+}
+
+/// Two containers of a pod: PID namespaces of their own, and a cache in a common folder.
+#[test]
+fn containers_share() {
+    let unshare = |command: &Command| {
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--pid", "--fork", "--kill-child", "--"]).arg(command.get_program()).args(command.get_args());
+        unshare
+    };
+    if !unshare(&Command::new("true")).status().is_ok_and(|status| status.success()) {
+        println!("no namespaces here: nothing tested");
+        return;
+    }
+    let (sandbox, cache, ports) = (Sandbox::new(), SharedCache::new(), [free_port(), free_port()]);
+    let start = |port: u16| {
+        let command = unshare(&prefork(&sandbox, port, &[]));
+        Server::start(&mut share(command, &sandbox, &cache, &[]), &sandbox, port)
+    };
+    let servers = ports.map(start);
+    for version in VERSIONS {
+        let reuse = common::reconnect_to(&ports, &[version, "-n", "200", "-clients", "4"]);
+        assert_eq!(reuse.failed, 0, "{version}: {reuse:?}");
+        assert!(reuse.resumed >= 99 * (reuse.full + reuse.resumed - 4) / 100, "{version}: {reuse:?}");
+    }
+    servers.map(Server::kill);
+}

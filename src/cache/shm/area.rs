@@ -177,6 +177,7 @@ impl Area {
             let Some(other) = place.get() else { break };
             // Another thread may have opened the same one meanwhile. Then this one is not used, and nothing of it is.
             if other.area.file == area.file {
+                area.lock.seats.stand_up();
                 area.lock.seats.give_up_family();
                 sys::unmap(words);
                 return Ok(other.area);

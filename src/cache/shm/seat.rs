@@ -59,7 +59,10 @@ impl Seats {
         let family = AtomicU64::new(take(&file)?.into());
         let own = sys::wiped_on_fork()?;
         let descriptor = AtomicI32::new(file.into_raw_fd());
-        Ok(Seats { path: path.into(), file: identity, descriptor, family, own })
+        let seats = Seats { path: path.into(), file: identity, descriptor, family, own };
+        // Later the program may have forbidden itself to open files.
+        let _ = seats.sit_down();
+        Ok(seats)
     }
 
     /// The seat of this process. `None` if it can have none.
