@@ -203,7 +203,7 @@ fn outlive(area: &Area, stop: &AtomicU64) {
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, 0) };
     put(area, 2, 140);
     let began = Instant::now();
-    while stop.load(SeqCst) == 0 && began.elapsed() < Duration::from_secs(30) {
+    while stop.load(SeqCst) == 0 && began.elapsed() < Duration::from_secs(10) {
         std::thread::sleep(Duration::from_millis(1));
     }
 }

@@ -175,7 +175,7 @@ pub fn stopped_in_the_lock(area: &Area, work: &dyn Fn()) -> Child {
 /// The same of the children that `start` makes.
 pub fn stopped_in_the_lock_of(area: &Area, start: &dyn Fn() -> Child) -> Child {
     let mut random = Random(17);
-    for _ in 0..10_000 {
+    for _ in 0..300 {
         let child = start();
         std::thread::sleep(std::time::Duration::from_micros(1500 + random.below(3000)));
         child.stop();
