@@ -346,5 +346,5 @@ fn containers_share() {
         assert_eq!(reuse.failed, 0, "{version}: {reuse:?}");
         assert!(reuse.resumed >= 99 * (reuse.full + reuse.resumed - 4) / 100, "{version}: {reuse:?}");
     }
-    servers.map(Server::kill);
+    servers.into_iter().for_each(Server::kill);
 }

@@ -315,7 +315,7 @@ fn the_expired_sessions_of_a_service_that_is_gone_leave() {
     let rows = &area.raw()[64 + 2048 + 4096 + 256..];
     let row = rows.chunks(8).find(|row| [0, 1].map(|at| row[at].load(Relaxed)) == [1, 0]).unwrap();
     row[7].fetch_sub(2 * 24 * 3600, Relaxed);
-    (0..5000).for_each(|number| _ = insert(3, number % 100, 2_000_000_000 + number as i64));
+    (0..9 * 4096).for_each(|number| _ = insert(3, number % 100, 2_000_000_000 + number as i64));
     assert_eq!((area.sessions([1, 0]), area.sessions([2, 0])), (0, 100));
     assert!(area.check().is_some());
 }

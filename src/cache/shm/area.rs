@@ -100,7 +100,7 @@ impl Area {
                 continue;
             };
             // Not all that was written before a crash has reached the disk.
-            if constants.boot != file::boot() {
+            if file::is_of_another_boot(&constants) {
                 if !file::remove_unused(&path, &file, &found) {
                     std::thread::sleep(Duration::from_millis(1));
                 }
@@ -134,7 +134,7 @@ impl Area {
     pub fn find(name: &str) -> Result<&'static Area, Error> {
         let path = file::path(name)?;
         match file::open(&path)? {
-            Some((.., constants)) if constants.boot != file::boot() => Err(Error::Stale(path)),
+            Some((.., constants)) if file::is_of_another_boot(&constants) => Err(Error::Stale(path)),
             Some((_, found, _)) if Area::known(&found).is_some() => Area::known(&found).ok_or(Error::Missing(path)),
             Some((file, ..)) => Area::new(file, &path, true),
             None => Err(Error::Missing(path)),

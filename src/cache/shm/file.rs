@@ -133,9 +133,15 @@ pub fn constants(file: &File) -> io::Result<Option<Constants>> {
 }
 
 /// Tells this boot from every other one; 0 if it is not known.
-pub fn boot() -> u64 {
+fn boot() -> u64 {
     static BOOT: OnceLock<u64> = OnceLock::new();
     *BOOT.get_or_init(|| std::fs::read("/proc/sys/kernel/random/boot_id").map_or(0, |id| xxh3_64(&id)))
+}
+
+/// Where one of the two is not known, as in a chroot, the file is taken for one of this boot.
+pub fn is_of_another_boot(constants: &Constants) -> bool {
+    let known = boot() != 0 && constants.boot != 0;
+    known && constants.boot != boot()
 }
 
 /// Whether `path` still names the file that was opened.

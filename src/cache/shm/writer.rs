@@ -29,8 +29,9 @@ const MOVED_WORDS: usize = 16;
 const MOST_EXPIRED: usize = 1024;
 /// How many leave for a limit before others get the lock.
 const MOST_EVICTED: usize = 64;
-/// How many that nobody uses any more go for one that comes.
-const MOST_SWEPT: usize = 16;
+/// How many that nobody uses any more go at a time, for every so many that come.
+const MOST_SWEPT: usize = 64;
+const SWEPT_EVERY: u64 = 8;
 /// After this time without a new session, what has expired of a service is nobody's.
 const UNUSED_SECONDS: u64 = 24 * 3600;
 /// How many dead records are passed over while there is room already.
@@ -135,7 +136,7 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Looks at one row each time, of another service than this one: what is void, and what has expired of a service that
+    /// Looks at one row each time, of another service than this one. What is void, and what has expired of a service that
     /// nobody has used for long, goes, a few at a time. So rows become free again.
     fn sweep(&mut self, service: Service, now: u32, out: &mut Vec<u8>) -> Found<()> {
         let number = self.store.load(SWEEP)? as usize;
@@ -488,7 +489,9 @@ impl<'a> Writer<'a> {
         } else if new.rewrite {
             return Ok(Put::Absent);
         }
-        self.sweep(new.service, new.now, out)?;
+        if self.store.load(CAME)? % SWEPT_EVERY == 0 {
+            self.sweep(new.service, new.now, out)?;
+        }
         let Some(row) = self.make_row(new.service, new.now, out)? else { return Ok(Put::Done(Inserted::Refused)) };
         if self.store.load(row + row::USED)? != u64::from(new.now) {
             self.begin_change()?;
