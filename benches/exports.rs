@@ -16,6 +16,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
 const USAGE: &str = "\
 usage: cargo bench --bench exports -- [options]
   --quick         one pair of processes for each number of contexts, and fewer rounds
+  --contexts N    only so many contexts (may be repeated)
   --only WHAT     only the functions whose name begins with WHAT (may be repeated)
   --library FILE  the libreprise.so to measure (default: the release build, brought up to date first)
   --write FILE    put the table into FILE, where the last one is
@@ -36,6 +37,7 @@ const END: &str = "<!-- exports: end -->\n";
 struct Options {
     pairs: usize,
     rounds: usize,
+    contexts: Vec<usize>,
     only: Vec<String>,
     library: Option<PathBuf>,
     write: Option<PathBuf>,
@@ -85,7 +87,7 @@ fn run() -> Result<(), String> {
     }
 
     let mut costs: HashMap<(&str, usize), Vec<Cost>> = HashMap::new();
-    for contexts in CONTEXTS {
+    for &contexts in &options.contexts {
         for pair in 0..options.pairs {
             eprint!("{contexts} contexts, pair {} ", pair + 1);
             let mut sides = [Side::start(&program, contexts, None)?, Side::start(&program, contexts, Some(&library))?];
@@ -104,7 +106,7 @@ fn run() -> Result<(), String> {
         true => SESSIONS.map(|sessions| Ok([memory(&program, sessions, None)?, memory(&program, sessions, Some(&library))?])),
         false => SESSIONS.map(|_| Err(String::new())),
     };
-    let (table, above) = table(&names, &costs, &memory);
+    let (table, above) = table(&options.contexts, &names, &costs, &memory);
     print!("{table}");
     if let Some(file) = &options.write {
         write(file, &table)?;
@@ -120,12 +122,21 @@ fn run() -> Result<(), String> {
 }
 
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String> {
-    let mut options = Options { pairs: 3, rounds: 7, only: Vec::new(), library: None, write: None, strict: false };
+    let mut options = Options {
+        pairs: 3,
+        rounds: 7,
+        contexts: Vec::new(),
+        only: Vec::new(),
+        library: None,
+        write: None,
+        strict: false,
+    };
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().ok_or(format!("{argument} wants a value\n{USAGE}"));
         match argument.as_str() {
             "--bench" => {} // cargo adds it
             "--quick" => (options.pairs, options.rounds) = (1, 5),
+            "--contexts" => options.contexts.push(value()?.parse().map_err(|_| USAGE)?),
             "--only" => options.only.push(value()?),
             "--library" => options.library = Some(value()?.into()),
             "--write" => options.write = Some(value()?.into()),
@@ -133,8 +144,11 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
             _ => return Err(format!("unknown argument {argument}\n{USAGE}")),
         }
     }
-    if options.write.is_some() && !options.only.is_empty() {
-        return Err(format!("a table of some functions is not written to a file\n{USAGE}"));
+    if options.write.is_some() && !(options.only.is_empty() && options.contexts.is_empty()) {
+        return Err(format!("a table of some figures is not written to a file\n{USAGE}"));
+    }
+    if options.contexts.is_empty() {
+        options.contexts = CONTEXTS.into();
     }
     Ok(options)
 }
@@ -239,21 +253,22 @@ fn median(values: &[f64]) -> f64 {
 
 /// The tables, and how many figures are above the limit.
 fn table(
+    contexts: &[usize],
     names: &[&str],
     costs: &HashMap<(&str, usize), Cost>,
     memory: &[Result<[f64; 2], String>; 3],
 ) -> (String, usize) {
     let mut table = String::from("| ns for each call |");
-    for contexts in CONTEXTS {
+    for contexts in contexts {
         let _ = write!(table, " {contexts}: stock | Reprise |");
     }
     table.push_str("\n|---|");
-    table.push_str(&"--:|--:|".repeat(CONTEXTS.len()));
+    table.push_str(&"--:|--:|".repeat(contexts.len()));
     table.push('\n');
     let mut above = 0;
     for &name in names {
         let _ = write!(table, "| {name} |");
-        for contexts in CONTEXTS {
+        for &contexts in contexts {
             let (stock, reprise) = costs[&(name, contexts)];
             match stock {
                 Some(stock) if reprise > TIMES * stock + NANOSECONDS => {

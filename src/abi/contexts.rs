@@ -44,6 +44,7 @@ pub unsafe extern "C-unwind" fn SSL_new(ctx: *mut SSL_CTX) -> *mut SSL {
     border(null_mut(), || {
         let context = ours(ctx).filter(|context| !context.lost(HOOKS, 0));
         if let Some(context) = context {
+            context::note_default();
             context.connection();
             context.choose_id_context();
         }

@@ -19,7 +19,7 @@ pub unsafe extern "C-unwind" fn SSL_CTX_add_session(ctx: *mut SSL_CTX, session: 
         // SAFETY: by the caller's promise.
         let borrowed = unsafe { Session::borrow(session)? };
         match ours(ctx) {
-            Some(context) => Some(context.add(borrowed.clone()).into()),
+            Some(context) => Some(context.add(&borrowed).into()),
             None if ctx.is_null() => None,
             // SAFETY: by the caller's promise.
             None => Some(unsafe { (table_of(ctx).SSL_CTX_add_session)(ctx, session) }),

@@ -51,8 +51,12 @@ impl Key {
 
     /// All of it: two keys are equal if their words are.
     fn words(&self) -> [u64; 5] {
-        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| self.id[at * 8 + byte]));
-        [word(0), word(1), word(2), word(3), u64::from(self.version as u32) << 8 | u64::from(self.length)]
+        let tail = u64::from(self.version as u32) << 8 | u64::from(self.length);
+        let mut words = [0, 0, 0, 0, tail];
+        for (word, bytes) in words.iter_mut().zip(self.id.as_chunks::<8>().0) {
+            *word = u64::from_le_bytes(*bytes);
+        }
+        words
     }
 }
 
@@ -140,6 +144,10 @@ pub trait Cache<S: Session>: Send + Sync {
     fn set_eviction(&self, _eviction: Eviction) {}
     /// A reference to each session cached now.
     fn snapshot(&self) -> Vec<S>;
+    /// A number that is another one when anything came or left since. `None` where nobody counts that.
+    fn changes(&self) -> Option<u64> {
+        None
+    }
     /// Whether other processes use it, too, and it outlives this one. What comes out of it are then equal copies.
     fn is_shared(&self) -> bool {
         false
@@ -164,9 +172,9 @@ pub trait Cache<S: Session>: Send + Sync {
     }
 }
 
-/// A cache in this process's memory, without a limit.
-pub fn in_memory<S: Session>() -> Box<dyn Cache<S>> {
-    Box::new(memory::Memory::new(0))
+/// A cache in this process's memory, without a limit. [`memory::owners`] names `owner` for the sessions in it.
+pub fn in_memory<S: Session>(owner: u32) -> Box<dyn Cache<S>> {
+    Box::new(memory::Memory::owned_by(owner))
 }
 
 /// Where a cache is.
@@ -203,9 +211,9 @@ impl fmt::Display for Place {
 }
 
 /// The cache at `place`, made if it is not there, without a limit. The error is a sentence for a person.
-pub fn open<S: Portable>(place: &Place) -> Result<Box<dyn Cache<S>>, String> {
+pub fn open<S: Portable>(place: &Place, owner: u32) -> Result<Box<dyn Cache<S>>, String> {
     match place {
-        Place::Memory => Ok(in_memory()),
+        Place::Memory => Ok(in_memory(owner)),
         Place::Shm(spec) => match shm::Area::open(spec) {
             Ok(area) => Ok(Box::new(shm::Shm::new(area))),
             Err(error) => Err(error.to_string()),

@@ -7,11 +7,20 @@ use crate::cache::{self, Cache, Place};
 use crate::libssl::Session;
 use once_cell::race::OnceBox;
 use std::sync::atomic::{
-    AtomicUsize,
-    Ordering::{Acquire, Release},
+    AtomicBool, AtomicUsize,
+    Ordering::{Acquire, Relaxed, Release},
 };
 
+/// Whether a context of this process has, or had, a cache elsewhere.
+static ANY_ELSEWHERE: AtomicBool = AtomicBool::new(false);
+
+pub fn any_elsewhere() -> bool {
+    ANY_ELSEWHERE.load(Relaxed)
+}
+
 pub struct Caches {
+    /// See [`cache::memory::owners`].
+    owner: u32,
     memory: Box<dyn Cache<Session>>,
     others: OnceBox<Other>,
     /// 0 for `memory`, 1 for the first of `others`, and so on.
@@ -25,8 +34,8 @@ struct Other {
 }
 
 impl Caches {
-    pub fn new() -> Caches {
-        Caches { memory: cache::in_memory(), others: OnceBox::new(), chosen: AtomicUsize::new(0) }
+    pub fn new(owner: u32) -> Caches {
+        Caches { owner, memory: cache::in_memory(owner), others: OnceBox::new(), chosen: AtomicUsize::new(0) }
     }
 
     fn others(&self) -> impl Iterator<Item = &Other> {
@@ -56,17 +65,20 @@ impl Caches {
     pub fn choose(&self, place: &Place) -> Result<(), String> {
         let chosen = match place {
             Place::Memory => 0,
-            place => match self.others().position(|other| other.place == *place) {
-                Some(known) => known + 1,
-                None => self.open(place)?,
-            },
+            place => {
+                ANY_ELSEWHERE.store(true, Relaxed);
+                match self.others().position(|other| other.place == *place) {
+                    Some(known) => known + 1,
+                    None => self.open(place)?,
+                }
+            }
         };
         self.chosen.store(chosen, Release);
         Ok(())
     }
 
     fn open(&self, place: &Place) -> Result<usize, String> {
-        let mut new = Some(Box::new(Other { place: place.clone(), cache: cache::open(place)?, next: OnceBox::new() }));
+        let mut new = Some(Box::new(Other { place: place.clone(), cache: cache::open(place, self.owner)?, next: OnceBox::new() }));
         let mut end = &self.others;
         let mut number = 1;
         loop {

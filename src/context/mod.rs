@@ -14,7 +14,7 @@ use crate::libssl::{self, now, types::*};
 use crate::libssl::{Connection, Ctx, CtxCell, Deviation, Hooks, Learned, Service, Session, SessionTable, Slot};
 use crate::{cancel, gate, log, totals};
 use caches::Caches;
-use counters::{Count, Counters};
+use counters::{Count, Counters, GROUPS};
 use smallvec::SmallVec;
 use spent::Spent;
 use std::cell::Cell;
@@ -24,6 +24,8 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize
 use std::sync::{Mutex, PoisonError};
 
 pub struct Context {
+    /// By which the registry has it, see there.
+    number: u32,
     ctx: CtxCell,
     /// The address of the sentinel in libssl's own cache.
     sentinel: AtomicUsize,
@@ -65,10 +67,16 @@ pub struct Context {
     spent: Spent,
     /// One thread at a time clears expired sessions; nobody waits for it.
     sweep: parking_lot::Mutex<Sweep>,
-    /// What SSL_CTX_sessions last returned, which the program may still read.
-    table: Mutex<Option<SessionTable>>,
+    /// What SSL_CTX_sessions last returned, which the program may still read, and when that was (see `Cache::changes`).
+    table: Mutex<Picture>,
     /// By how much libssl's counters of `UNLIKE` were wrong when the SSL_CTX was handed back.
     corrections: [AtomicI64; UNLIKE.len()],
+}
+
+#[derive(Default)]
+struct Picture {
+    sessions: Option<SessionTable>,
+    taken: Option<u64>,
 }
 
 /// What libssl counts otherwise while the cache is ours: each hit is one of a callback to it.
@@ -119,8 +127,9 @@ impl Deref for InUse<'_> {
 }
 
 impl Context {
-    fn new() -> Context {
+    fn new(number: u32) -> Context {
         Context {
+            number,
             ctx: CtxCell::empty(),
             sentinel: AtomicUsize::new(0),
             mode: AtomicU32::new(0),
@@ -142,12 +151,12 @@ impl Context {
             remove_callback: Slot::<RemoveCallback>::empty(),
             get_callback: Slot::<GetCallback>::empty(),
             counters: Counters::default(),
-            caches: Caches::new(),
+            caches: Caches::new(number),
             service: Service::default(),
             learned: Learned::default(),
             spent: Spent::new(),
             sweep: parking_lot::Mutex::default(),
-            table: Mutex::new(None),
+            table: Mutex::default(),
             corrections: [const { AtomicI64::new(0) }; UNLIKE.len()],
         }
     }
@@ -173,7 +182,7 @@ impl Context {
             context.remove_callback.set(None);
             context.get_callback.set(None);
             let semantics = config.semantics.unwrap_or_else(|| Semantics::default_for(libssl::is_linked()));
-            context.counters.begin(semantics as u32, registry::group(ctx.as_ptr() as usize));
+            context.counters.begin(semantics as u32, context.number as usize % GROUPS);
             context.service.reset();
             context.learned.forget();
             context.sized.store(false, Relaxed);
@@ -635,7 +644,7 @@ impl Context {
 /// SSL_CTX_add_session(3), SSL_CTX_flush_sessions(3): what a program asks for
 impl Context {
     /// Whether `session` is cached now and was not before (ADD1 to ADD4).
-    pub fn add(&self, session: Session) -> bool {
+    pub fn add(&self, session: &Session) -> bool {
         if self.is_documented() {
             if session.id().is_empty() {
                 return false;
@@ -643,12 +652,11 @@ impl Context {
         } else if self.has_mode(SSL_SESS_CACHE_UPDATE_TIME) {
             session.set_time(now());
         }
+        let role = self.role_of(session);
+        let inserted = self.store(session.clone(), Collision::Replace, role);
         // ADD3, stock: also the time of a session that is cached already was rewritten.
-        let again = (!self.is_documented()).then(|| session.clone());
-        let role = self.role_of(&session);
-        let inserted = self.store(session, Collision::Replace, role);
-        if let (Inserted::Same, Some(session)) = (inserted, again) {
-            self.cache_of(role).expiry_changed(&session);
+        if inserted == Inserted::Same && !self.is_documented() {
+            self.cache_of(role).expiry_changed(session);
         }
         matches!(inserted, Inserted::Added | Inserted::Replaced)
     }
@@ -738,17 +746,27 @@ impl Context {
         }
     }
 
-    /// An LHASH of the sessions cached now, good until the next call or the end of the context.
+    /// An LHASH of the sessions cached now, good until the next call or the end of the context. While nothing comes or
+    /// leaves, it is the same one.
     pub fn table(&self) -> *mut c_void {
+        let pointer = |sessions: &SessionTable| sessions.as_ptr();
+        let changes = self.any_clients().map_or_else(|| self.caches.current().changes(), |_| None);
+        if changes.is_some() {
+            let _inside = gate::enter();
+            let picture = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(sessions) = picture.sessions.as_ref().filter(|_| picture.taken == changes) {
+                return pointer(sessions);
+            }
+        }
         let mut sessions = self.cache().snapshot();
         sessions.extend(self.any_clients().into_iter().flat_map(|clients| clients.snapshot()));
-        let table = SessionTable::new(sessions);
-        let pointer = table.as_ref().map_or(std::ptr::null_mut(), SessionTable::as_ptr);
-        drop(self.exchange_table(table));
-        pointer
+        let sessions = SessionTable::new(sessions);
+        let table = sessions.as_ref().map_or(std::ptr::null_mut(), pointer);
+        drop(self.exchange_table(Picture { sessions, taken: changes }));
+        table
     }
 
-    fn exchange_table(&self, table: Option<SessionTable>) -> Option<SessionTable> {
+    fn exchange_table(&self, table: Picture) -> Picture {
         let _inside = gate::enter();
         std::mem::replace(&mut *self.table.lock().unwrap_or_else(PoisonError::into_inner), table)
     }
@@ -800,7 +818,7 @@ impl Context {
         }
         self.closed.store(true, Relaxed);
         clear();
-        drop(self.exchange_table(None));
+        drop(self.exchange_table(Picture::default()));
         self.spent.clear();
         self.service.end();
         self.counters.end();
@@ -822,30 +840,32 @@ impl Context {
 
 /// Judges a session anew wherever it is cached: its time or timeout was changed (FLUSH2).
 pub fn expiry_changed(session: &Session) {
-    registry::all()
-        // Not through `cache`: the SSL_CTX may be ending in another thread.
-        .flat_map(|context| {
-            let current = context.caches.current();
-            [Some(current), current.is_shared().then(|| context.caches.memory())]
-        })
-        .flatten()
-        // Whether one in memory has anything takes longer to find out than whether it has this session.
-        .filter(|cache| !cache.is_shared() || !cache.is_empty())
-        .for_each(|cache| {
-            if !cache.is_shared() {
-                return cache.expiry_changed(session);
+    for owner in cache::memory::owners(session) {
+        if let Some(context) = registry::by_number(owner) {
+            // Not through `cache`: the SSL_CTX may be ending in another thread.
+            context.caches.memory().expiry_changed(session);
+        }
+    }
+    if caches::any_elsewhere() {
+        expiry_changed_elsewhere(session);
+    }
+}
+
+#[cold]
+fn expiry_changed_elsewhere(session: &Session) {
+    let caches = registry::all().map(|context| context.caches.current());
+    for cache in caches.filter(|cache| cache.is_shared() && !cache.is_empty()) {
+        let _off = cancel::off();
+        // An object that only has the id of a cached session is none of the cache's business. And what the cache keeps
+        // beside the session stays.
+        match cache.get(&session.key()) {
+            Some(cached) if cached.has_secret_of(session) => {
+                let kept = session.with_chain(cached.chain().cloned()).with_tag(cached.tag());
+                cache.expiry_changed(&kept);
             }
-            let _off = cancel::off();
-            // An object that only has the id of a cached session is none of the cache's business. And what the cache keeps
-            // beside the session stays.
-            match cache.get(&session.key()) {
-                Some(cached) if cached.has_secret_of(session) => {
-                    let kept = session.with_chain(cached.chain().cloned()).with_tag(cached.tag());
-                    cache.expiry_changed(&kept);
-                }
-                _ => {}
-            }
-        });
+            _ => {}
+        }
+    }
 }
 
 /// The identity of the context that a connection was switched to and which it keeps alive.

@@ -4,74 +4,124 @@
 //! freed but used again for the next SSL_CTX: an address that outlives its SSL_CTX finds nothing or, at worst, another
 //! context, never freed memory. (Library-wide ex_data would be the usual way, but OSSL_LIB_CTX_set0_default gives
 //! it another space of indices.)
+//!
+//! It is a hash table of chains. Who changes it holds a lock; who searches may meet a context that leaves one chain for
+//! another, follow it there, and miss what it is looking for: then `MOVED` has changed, and it searches again.
 
 use super::{counters::GROUPS, Context};
+use crate::gate;
 use crate::libssl::types::SSL_CTX;
 use once_cell::race::OnceBox;
 use std::sync::atomic::{
-    AtomicBool, AtomicU64, AtomicUsize,
+    AtomicBool, AtomicU32, AtomicUsize,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 static USED: AtomicBool = AtomicBool::new(false);
 
-/// A bit for each bucket in which there ever was a context: most programs have a few.
-static FILLED: [AtomicU64; GROUPS / 64] = [const { AtomicU64::new(0) }; GROUPS / 64];
-static BUCKET: [OnceBox<Node>; GROUPS] = [const { OnceBox::new() }; GROUPS];
+/// So many that chains are short with ten thousand contexts. What is never used takes no memory.
+const BUCKETS: usize = 1 << 14;
+/// The number of the first context in each chain, and one more; 0 for none.
+static BUCKET: [AtomicU32; BUCKETS] = [const { AtomicU32::new(0) }; BUCKETS];
 
-/// Address of a node in which an SSL_CTX is being taken over.
-const RESERVED: usize = 1;
-/// Of one that was handed back to libssl: a hook may still be at work in it, so it is not used again.
-const RETIRED: usize = 2;
+/// All contexts by their numbers.
+const CHUNK: usize = 1024;
+type Chunk = [OnceBox<Node>; CHUNK];
+static NODES: [OnceBox<Chunk>; 1024] = [const { OnceBox::new() }; 1024];
+/// How many there are.
+static MADE: AtomicU32 = AtomicU32::new(0);
+
+/// How often a context has left its chain.
+static MOVED: AtomicU32 = AtomicU32::new(0);
+/// Who changes the chains holds it: the numbers of contexts that may be used.
+static FREE: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+
+/// Address of a node that is in no chain.
+const NONE: usize = 0;
+/// Of one that was handed back to libssl: a hook may still be at work in it. It can be used again when another SSL_CTX has
+/// its address.
+const RETIRED: usize = 1;
 
 struct Node {
-    /// 0 when free.
     address: AtomicUsize,
     /// Of the SSL_CTX that was handed back, as long as no other is known to have its address.
     before: AtomicUsize,
+    /// The number of the next one in the chain, and one more.
+    next: AtomicU32,
     context: Context,
-    next: OnceBox<Node>,
 }
 
 impl Node {
     #[cold]
     #[inline(never)]
-    fn new() -> Box<Node> {
+    fn new(number: u32) -> Box<Node> {
         Box::new(Node {
-            address: AtomicUsize::new(0),
+            address: AtomicUsize::new(NONE),
             before: AtomicUsize::new(0),
-            context: Context::new(),
-            next: OnceBox::new(),
+            next: AtomicU32::new(0),
+            context: Context::new(number),
         })
     }
 }
 
-fn nodes(bucket: &'static OnceBox<Node>) -> impl Iterator<Item = &'static Node> {
-    std::iter::successors(bucket.get(), |node| node.next.get())
+/// The lock, taken inside the gate: in a forked child it is free.
+struct Locked {
+    free: MutexGuard<'static, Vec<u32>>,
+    _inside: gate::Inside,
+}
+
+fn lock() -> Locked {
+    let inside = gate::enter();
+    Locked { free: FREE.lock().unwrap_or_else(PoisonError::into_inner), _inside: inside }
+}
+
+#[inline]
+fn node(number: u32) -> Option<&'static Node> {
+    NODES.get(number as usize / CHUNK)?.get()?[number as usize % CHUNK].get()
 }
 
 /// Neighbours on the heap go to different buckets.
-fn bucket(address: usize) -> &'static OnceBox<Node> {
-    &BUCKET[group(address)]
+fn bucket(address: usize) -> &'static AtomicU32 {
+    let hash = (address as u64 >> 4).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    &BUCKET[(hash >> (u64::BITS - BUCKETS.ilog2())) as usize]
 }
 
-/// Which of the buckets an SSL_CTX is in.
-pub fn group(address: usize) -> usize {
-    (address >> 4).wrapping_mul(0x9e37_79b9_7f4a_7c15_u64 as usize) >> (usize::BITS - 8)
-}
-
-/// All contexts in use in one of the [`GROUPS`].
-pub fn of_group(group: usize) -> impl Iterator<Item = &'static Context> {
-    nodes(&BUCKET[group]).filter(|node| node.address.load(Acquire) > RETIRED).map(|node| &node.context)
+/// The first node in the chain of an address that is as wanted.
+#[inline]
+fn search(address: usize, is_wanted: impl Fn(&Node) -> bool) -> Option<&'static Node> {
+    loop {
+        let moved = MOVED.load(Acquire);
+        let mut at = bucket(address).load(Acquire);
+        while let Some(node) = at.checked_sub(1).and_then(node) {
+            if is_wanted(node) {
+                return Some(node);
+            }
+            at = node.next.load(Acquire);
+        }
+        if MOVED.load(Acquire) == moved {
+            return None;
+        }
+    }
 }
 
 /// The context of an SSL_CTX; `None` for one that is not ours, NULL included.
+#[inline]
 pub fn find(ctx: *mut SSL_CTX) -> Option<&'static Context> {
     let address = ctx as usize;
     if address <= RETIRED {
         return None;
     }
-    nodes(bucket(address)).find(|node| node.address.load(Acquire) == address).map(|node| &node.context)
+    search(address, |node| node.address.load(Acquire) == address).map(|node| &node.context)
+}
+
+/// What was the context of an SSL_CTX that was handed back.
+pub fn retired(ctx: *mut SSL_CTX) -> Option<&'static Context> {
+    let address = ctx as usize;
+    if address == 0 {
+        return None;
+    }
+    search(address, |node| node.before.load(Acquire) == address).map(|node| &node.context)
 }
 
 /// Whether there has been a context in this process: mostly not, where a preload reaches everything.
@@ -79,46 +129,89 @@ pub fn is_used() -> bool {
     USED.load(Relaxed)
 }
 
+/// A context that was used once, whether it is now or not.
+pub fn by_number(number: u32) -> Option<&'static Context> {
+    node(number).map(|node| &node.context)
+}
+
 /// All contexts in use.
 pub fn all() -> impl Iterator<Item = &'static Context> {
-    let filled = FILLED.iter().enumerate().flat_map(|(word, bits)| {
-        let rest = |bits: u64| Some(bits & bits.wrapping_sub(1)).filter(|&rest| rest != 0);
-        let bits = Some(bits.load(Acquire)).filter(|&bits| bits != 0);
-        std::iter::successors(bits, move |&bits| rest(bits)).map(move |bits| word * 64 + bits.trailing_zeros() as usize)
-    });
-    filled.flat_map(of_group)
+    in_use(0, 1)
+}
+
+/// All contexts in use in one of the [`GROUPS`].
+pub fn of_group(group: usize) -> impl Iterator<Item = &'static Context> {
+    in_use(group as u32, GROUPS)
+}
+
+fn in_use(first: u32, step: usize) -> impl Iterator<Item = &'static Context> {
+    let nodes = (first..MADE.load(Acquire)).step_by(step).filter_map(node);
+    nodes.filter(|node| node.address.load(Acquire) > RETIRED).map(|node| &node.context)
+}
+
+impl Locked {
+    /// Puts a node into the chain of its address.
+    fn link(&self, node: &Node, address: usize) {
+        node.next.store(bucket(address).load(Relaxed), Release);
+        node.address.store(address, Release);
+        bucket(address).store(node.context.number + 1, Release);
+    }
+
+    /// Takes the nodes out of the chain of an address that are to leave it.
+    fn unlink(&mut self, address: usize, leaves: impl Fn(&Node) -> bool) {
+        let mut place = bucket(address);
+        while let Some(node) = place.load(Relaxed).checked_sub(1).and_then(node) {
+            if leaves(node) {
+                place.store(node.next.load(Relaxed), Release);
+                node.address.store(NONE, Release);
+                node.before.store(0, Release);
+                MOVED.fetch_add(1, AcqRel);
+                self.free.push(node.context.number);
+            } else {
+                place = &node.next;
+            }
+        }
+    }
+
+    /// One that nobody uses. `None` if there are as many as there can be.
+    fn take(&mut self) -> Option<&'static Node> {
+        if let Some(node) = self.free.pop().and_then(node) {
+            return Some(node);
+        }
+        let number = MADE.load(Relaxed);
+        let chunk = NODES.get(number as usize / CHUNK)?.get_or_init(|| {
+            let chunk: Box<[_]> = std::iter::repeat_with(OnceBox::new).take(CHUNK).collect();
+            match chunk.try_into() {
+                Ok(chunk) => chunk,
+                Err(_) => unreachable!("as many as were asked for"),
+            }
+        });
+        let node = chunk[number as usize % CHUNK].get_or_init(|| Node::new(number));
+        MADE.store(number + 1, Release);
+        Some(node)
+    }
 }
 
 /// A context for `ctx`, prepared by `prepare` before anybody finds it; `None` if that fails.
 pub fn enter(ctx: *mut SSL_CTX, prepare: impl FnOnce(&'static Context) -> bool) -> Option<&'static Context> {
     USED.store(true, Relaxed);
-    let group = group(ctx as usize);
-    FILLED[group / 64].fetch_or(1 << (group % 64), AcqRel);
     // One that ended unheard: its sentinel had been flushed past us, and nothing was done with it since.
     if let Some(context) = find(ctx) {
         context.forget();
     }
-    for node in nodes(bucket(ctx as usize)) {
-        let _ = node.before.compare_exchange(ctx as usize, 0, AcqRel, Relaxed);
+    let address = ctx as usize;
+    let mut locked = lock();
+    locked.unlink(address, |node| node.before.load(Relaxed) == address);
+    let node = locked.take()?;
+    drop(locked);
+    let mut entering = Entering { node, address: NONE };
+    if prepare(&node.context) {
+        entering.address = address;
     }
-    let mut place = bucket(ctx as usize);
-    let node = loop {
-        let node = place.get_or_init(Node::new);
-        if node.address.compare_exchange(0, RESERVED, AcqRel, Relaxed).is_ok() {
-            break node;
-        }
-        place = &node.next;
-    };
-    let mut entering = Entering { node, address: 0 };
-    let ready = prepare(&node.context);
-    if ready {
-        entering.address = ctx as usize;
-    }
-    drop(entering);
-    ready.then_some(&node.context)
+    (entering.address != NONE).then_some(&node.context)
 }
 
-/// A reserved node, which gets its address or becomes free again.
+/// A node that nobody else uses. It gets its address or becomes free again.
 struct Entering {
     node: &'static Node,
     address: usize,
@@ -126,31 +219,29 @@ struct Entering {
 
 impl Drop for Entering {
     fn drop(&mut self) {
-        self.node.address.store(self.address, Release);
+        let mut locked = lock();
+        match self.address {
+            NONE => locked.free.push(self.node.context.number),
+            address => locked.link(self.node, address),
+        }
     }
 }
 
 /// Forgets `ctx`. Its context must not be used for it any more.
 pub fn leave(ctx: *mut SSL_CTX) {
-    replace(ctx, 0);
+    let address = ctx as usize;
+    lock().unlink(address, |node| node.address.load(Relaxed) == address);
 }
 
 /// The same for an SSL_CTX that lives on. Whether it was there: one caller only hears that.
 pub fn retire(ctx: *mut SSL_CTX) -> bool {
-    let node = replace(ctx, RETIRED);
-    if let Some(node) = node {
-        node.before.store(ctx as usize, Release);
+    let address = ctx as usize;
+    let node = search(address, |node| node.address.load(Acquire) == address);
+    let Some(node) = node else { return false };
+    let _locked = lock();
+    let retires = node.address.compare_exchange(address, RETIRED, AcqRel, Relaxed).is_ok();
+    if retires {
+        node.before.store(address, Release);
     }
-    node.is_some()
-}
-
-fn replace(ctx: *mut SSL_CTX, by: usize) -> Option<&'static Node> {
-    let address = ctx as usize;
-    nodes(bucket(address)).find(|node| node.address.compare_exchange(address, by, AcqRel, Relaxed).is_ok())
-}
-
-/// What was the context of an SSL_CTX that was handed back.
-pub fn retired(ctx: *mut SSL_CTX) -> Option<&'static Context> {
-    let address = ctx as usize;
-    nodes(bucket(address)).find(|node| address != 0 && node.before.load(Acquire) == address).map(|node| &node.context)
+    retires
 }

@@ -7,10 +7,10 @@
 use super::types::*;
 use super::{table, table::with_method, Session};
 use crate::cache::{Key, Session as _};
-use libc::{c_char, c_int, c_long};
+use libc::{c_char, c_int, c_long, c_void};
 use std::cell::Cell;
 use std::ptr::{null_mut, NonNull};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicUsize, Ordering::Relaxed};
 
 /// A live SSL_CTX.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -365,34 +365,97 @@ impl Hooks {
     }
 }
 
-/// The place in an SSL's ex_data where [`switch`] keeps the context that the SSL was made with.
-///
-/// It is not one that libssl gave out: each library context counts its places by itself, and OSSL_LIB_CTX_set0_default
-/// changes the counter, so that a place given out here may be the program's there. It is beyond what programs
-/// ask for, and costs a connection that changes over 2 kB. SSL_dup copies what was given out only, which
-/// is right: the copy is made with the context that is current.
-const MADE_WITH: c_int = 255;
+/// Where in an SSL's ex_data [`switch`] keeps the context that the SSL was made with: a place of our own, that libssl gave
+/// out in the default library context. Negative until a first SSL_set_SSL_CTX.
+static PLACE: AtomicI32 = AtomicI32::new(-1);
+/// The same where there is none: each library context counts its places by itself, so that a place of our own may be the
+/// program's where OSSL_LIB_CTX_set0_default has changed the counter. This one is beyond what programs ask for, and costs a
+/// connection that changes over 2 kB.
+const FAR_PLACE: c_int = 255;
 const SSL_CLASS: c_int = 0; // CRYPTO_EX_INDEX_SSL
 
 /// Until a first SSL_set_SSL_CTX, no connection need be asked.
 static EVER_SWITCHED: AtomicBool = AtomicBool::new(false);
+/// Whether a thread had another default library context when it made something.
+static OTHER_DEFAULT: AtomicBool = AtomicBool::new(false);
+
+/// Something is being made in the default library context of this thread.
+pub fn note_default() {
+    let table = table();
+    if let (Some(global), Some(set)) = (table.OSSL_LIB_CTX_get0_global_default, table.OSSL_LIB_CTX_set0_default) {
+        // SAFETY: NULL changes nothing, and asks only.
+        if unsafe { set(null_mut()) != global() } && !OTHER_DEFAULT.load(Relaxed) {
+            OTHER_DEFAULT.store(true, Relaxed);
+        }
+    }
+}
+
+/// SSL_dup copies what is at places that were given out. The copy is made with the context that is current.
+unsafe extern "C" fn dup_nothing(
+    _to: *mut c_void,
+    _from: *const c_void,
+    data: *mut *mut c_void,
+    _place: c_int,
+    _number: c_long,
+    _argument: *mut c_void,
+) -> c_int {
+    // SAFETY: libssl passes the address of its copy.
+    unsafe { *data = null_mut() };
+    1
+}
+
+/// Where to note the context of an SSL that is switched.
+#[cold]
+fn find_place() -> c_int {
+    // SAFETY: the function lives as long as the process. (Where no place was ever given out, SSL_dup fails for an SSL that has
+    // ex_data.)
+    let place = unsafe {
+        let dup = dup_nothing as unsafe extern "C" fn(_, _, _, _, _, _) -> _;
+        (table().CRYPTO_get_ex_new_index)(SSL_CLASS, 0, null_mut(), null_mut(), dup as *mut c_void, null_mut())
+    };
+    let place = if OTHER_DEFAULT.load(Relaxed) || place < 0 { FAR_PLACE } else { place };
+    // Two that are given out at once are both ours, and so the later one may stay unused.
+    let _ = PLACE.compare_exchange(-1, place, Relaxed, Relaxed);
+    EVER_SWITCHED.store(true, Relaxed);
+    PLACE.load(Relaxed)
+}
 
 /// SSL_set_SSL_CTX, noting the context that `ssl` was made with: libssl goes on caching there.
 ///
 /// # Safety
 /// As SSL_set_SSL_CTX: `ssl` is alive, `ctx` is alive or NULL.
 pub unsafe fn switch(ssl: *mut SSL, ctx: *mut SSL_CTX) -> *mut SSL_CTX {
+    note_default();
     // SAFETY: by the caller's promise. The value noted is an address that is compared, never followed by us.
     unsafe {
         let current = (table().SSL_get_SSL_CTX)(ssl);
-        if current != ctx && (table().SSL_get_ex_data)(ssl, MADE_WITH).is_null() {
-            if !EVER_SWITCHED.swap(true, Relaxed) {
-                // SSL_dup fails for an SSL that has ex_data where no place was ever given out.
-                (table().CRYPTO_get_ex_new_index)(SSL_CLASS, 0, null_mut(), null_mut(), null_mut(), null_mut());
-            }
-            (table().SSL_set_ex_data)(ssl, MADE_WITH, current.cast());
+        if current != ctx && made_with(ssl).is_null() {
+            let place = PLACE.load(Relaxed);
+            let place = if place < 0 { find_place() } else { place };
+            let place = if OTHER_DEFAULT.load(Relaxed) { FAR_PLACE } else { place };
+            (table().SSL_set_ex_data)(ssl, place, current.cast());
         }
         (table().SSL_set_SSL_CTX)(ssl, ctx)
+    }
+}
+
+/// What was noted of an SSL, NULL if nothing was.
+///
+/// # Safety
+/// `ssl` is alive.
+unsafe fn made_with(ssl: *const SSL) -> *mut SSL_CTX {
+    if !EVER_SWITCHED.load(Relaxed) {
+        return null_mut();
+    }
+    // SAFETY: by the caller's promise.
+    unsafe {
+        if OTHER_DEFAULT.load(Relaxed) {
+            let far = (table().SSL_get_ex_data)(ssl, FAR_PLACE);
+            if !far.is_null() {
+                return far.cast();
+            }
+        }
+        (table().SSL_get_ex_data)(ssl, PLACE.load(Relaxed)).cast()
     }
 }
 
@@ -405,12 +468,9 @@ pub unsafe fn of_connection(ssl: *const SSL) -> (*mut SSL_CTX, *mut SSL_CTX) {
     // SAFETY: by the caller's promise.
     unsafe {
         let current = (table().SSL_get_SSL_CTX)(ssl);
-        if !EVER_SWITCHED.load(Relaxed) {
-            return (current, null_mut());
-        }
-        match (table().SSL_get_ex_data)(ssl, MADE_WITH) {
+        match made_with(ssl) {
             made_with if made_with.is_null() => (current, null_mut()),
-            made_with => (made_with.cast(), current),
+            made_with => (made_with, current),
         }
     }
 }

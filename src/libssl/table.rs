@@ -224,6 +224,7 @@ functions! {
     optional {
         OpenSSL_version(what: c_int) -> *const c_char;
         OSSL_LIB_CTX_get0_global_default() -> *mut c_void;
+        OSSL_LIB_CTX_set0_default(libctx: *mut c_void) -> *mut c_void;
         SSL_CTX_new_ex(libctx: *mut c_void, propq: *const c_char, method: *const SSL_METHOD) -> *mut SSL_CTX;
         SSL_CTX_flush_sessions_ex(ctx: *mut SSL_CTX, time: time_t);
         SSL_SESSION_set_time_ex(session: *mut SSL_SESSION, time: time_t) -> time_t;

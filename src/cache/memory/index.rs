@@ -14,6 +14,7 @@ use super::sync::atomic::{
 };
 use super::sync::{spin_loop, OnceLock};
 use std::array::from_fn;
+use std::iter::repeat_with;
 
 /// A key and, in the upper 24 bits of the last word, where its home is.
 pub type Words = [u64; 5];
@@ -30,17 +31,28 @@ const EMPTY: u32 = 0;
 const SLOT_BITS: u32 = 24;
 
 /// Chunks come in groups of four of one size, the next group's being twice that: little is allocated ahead.
-const GROUPS: usize = if cfg!(loom) { 2 } else { 14 };
+const GROUPS: usize = if cfg!(loom) { 2 } else { 16 };
 const FIRST_CHUNK: usize = if cfg!(loom) { 1 } else { 8 };
-/// How many slots a shard can have.
-pub const SLOTS: usize = FIRST_CHUNK * 4 * ((1 << GROUPS) - 1);
+
+/// How large an index may become.
+#[derive(Clone, Copy)]
+pub struct Size {
+    levels: usize,
+    groups: usize,
+}
+
+impl Size {
+    pub const FULL: Size = Size { levels: LEVELS, groups: GROUPS };
+    /// For some two hundred keys: it takes a few hundred bytes itself.
+    pub const SMALL: Size = Size { levels: if cfg!(loom) { LEVELS } else { 6 }, groups: if cfg!(loom) { GROUPS } else { 3 } };
+}
 
 pub struct Index {
     version: AtomicU32,
     /// Which of `levels` is in use.
     level: AtomicUsize,
-    levels: [OnceLock<Cells>; LEVELS],
-    keys: [OnceLock<Keys>; GROUPS * 4],
+    levels: Box<[OnceLock<Cells>]>,
+    keys: Box<[OnceLock<Keys>]>,
 }
 
 /// A key that is there: in the cell at `place`, for `slot`. Good while the lock is held.
@@ -53,6 +65,12 @@ pub struct Found {
 /// The words of a key that hashes to `hash`, as the index keeps them.
 pub fn words(mut words: Words, hash: u64) -> Words {
     words[4] |= hash << HOME_SHIFT;
+    words
+}
+
+/// The words of a key as they were before.
+pub fn without_home(mut words: Words) -> Words {
+    words[4] &= (1 << HOME_SHIFT) - 1;
     words
 }
 
@@ -91,13 +109,18 @@ fn allocate<T>(count: usize, make: impl FnMut() -> T) -> Option<Box<[T]>> {
 }
 
 impl Index {
-    pub fn new() -> Index {
+    pub fn new(size: Size) -> Index {
         Index {
             version: AtomicU32::new(0),
             level: AtomicUsize::new(0),
-            levels: from_fn(|_| OnceLock::new()),
-            keys: from_fn(|_| OnceLock::new()),
+            levels: repeat_with(OnceLock::new).take(size.levels).collect(),
+            keys: repeat_with(OnceLock::new).take(size.groups * 4).collect(),
         }
+    }
+
+    /// The words of the key of a slot that has one. Good while the lock is held.
+    pub fn words(&self, slot: u32) -> Option<Words> {
+        Some(self.key(slot)?.each_ref().map(|word| word.load(Relaxed)))
     }
 
     fn cells(&self) -> &[AtomicU32] {

@@ -5,20 +5,26 @@
 //! probability of 2^-64, whoever chose them. A last multiplication spreads the bits over the whole word, as tables
 //! want them.
 
-use super::super::Key;
+use super::index::Words;
+use once_cell::race::OnceBox;
 use std::hash::{BuildHasher, RandomState};
 
 pub struct Keyed(pub(super) [u64; 8]);
 
 impl Keyed {
-    pub fn new() -> Keyed {
-        let random = RandomState::new();
-        Keyed(std::array::from_fn(|word| random.hash_one(word)))
+    /// The keys of this process.
+    pub fn of_process() -> &'static Keyed {
+        static KEYED: OnceBox<Keyed> = OnceBox::new();
+        KEYED.get_or_init(|| {
+            let random = RandomState::new();
+            Box::new(Keyed(std::array::from_fn(|word| random.hash_one(word))))
+        })
     }
 
-    pub fn hash(&self, key: &Key) -> u64 {
+    /// Of the words of a key.
+    pub fn hash(&self, words: &Words) -> u64 {
         let k = &self.0;
-        let [a, b, c, d, tail] = key.words();
+        let [a, b, c, d, tail] = *words;
         let sum = product(a.wrapping_add(k[0]), b.wrapping_add(k[1]))
             .wrapping_add(product(c.wrapping_add(k[2]), d.wrapping_add(k[3])))
             .wrapping_add(product(tail.wrapping_add(k[4]), k[5]));

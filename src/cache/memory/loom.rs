@@ -3,7 +3,7 @@
 //!
 //!     RUSTFLAGS="--cfg loom" cargo test --release --lib loom
 
-use super::index::{Index, Words};
+use super::index::{Index, Size, Words};
 use super::keyed::Keyed;
 use super::sync::atomic::Ordering::Relaxed;
 use super::{Cache, Collision, Key, Memory, Seconds, Session, SHARDS};
@@ -69,7 +69,7 @@ fn found(index: &Index, (words, hash): Entry) -> Option<bool> {
 
 fn check_index(interruptions: Option<usize>, before: fn(&Index), write: fn(&Index), read: fn(&Index)) {
     check(interruptions, move || {
-        let index = Arc::new(Index::new());
+        let index = Arc::new(Index::new(Size::FULL));
         before(&index);
         at_once(&index, read, write);
     });
@@ -216,7 +216,10 @@ type Fakes = Memory<Fake>;
 fn cache(limit: usize) -> Arc<Fakes> {
     let mut cache = Memory::new(limit);
     // The same hash in every run, or loom would not know what it has seen.
-    cache.keyed = Keyed(std::array::from_fn(|word| 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(word as u64 + 1)));
+    cache.keyed = Box::leak(Box::new(Keyed(std::array::from_fn(|word| {
+        0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(word as u64 + 1)
+    }))));
+    cache.few = 0;
     Arc::new(cache)
 }
 

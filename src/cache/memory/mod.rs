@@ -1,13 +1,17 @@
 //! The cache in this process's memory: shards, each with an index by key and a heap by expiry under a lock of its own.
 //!
+//! A cache begins with one small shard, which is all that most contexts ever need. When that is full, its sessions move to
+//! [`SHARDS`] large ones, and it stays empty from then on.
+//!
 //! An id finds its shard by a keyed hash, since ids in lookups are chosen by strangers. Whether an id is there can be told
 //! without a lock; who wants a reference to the session takes the shard's. Each shard publishes when its
 //! next session expires, so the one that expires soonest of all is found by reading one number per shard, and
 //! sessions that have not expired cost nothing when the expired ones are cleared.
 //!
-//! Who holds a lock is inside the gate ([`crate::gate`]), which fork() closes: in a child, all of them are free. Nothing
-//! holds two of them but [`Cache::set_limit`], which takes them in order.
+//! Who holds a lock is inside the gate ([`crate::gate`]), which fork() closes: in a child, all of them are free. Only
+//! [`Cache::set_limit`], which takes them in order, and the move to the large shards hold two of them.
 
+mod directory;
 mod heap;
 mod index;
 mod keyed;
@@ -20,23 +24,29 @@ mod sync;
 
 use super::{Cache, Collision, Departure, Eviction, Inserted, Key, Seconds, Session};
 use heap::Turn;
-use index::Words;
+use index::{Size, Words};
 use keyed::Keyed;
 use room::Shared;
-use shard::{Shard, Stored};
+use shard::{Listed, Locked, Shard, Stored};
 use smallvec::SmallVec;
 use std::sync::PoisonError;
 use sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering::Relaxed};
 use sync::{enter, yield_now, Inside, Mutex, MutexGuard, OnceBox};
 
-const SHARDS: usize = if cfg!(loom) { 2 } else { 64 };
+const SHARDS: usize = if cfg!(loom) { 2 } else { 16 };
+/// How many sessions the small shard holds.
+const FEW: usize = 192;
 
 pub struct Memory<S: Session> {
     /// Allocated by the first insertion: most contexts of most programs never cache anything.
+    small: OnceBox<Shard<S>>,
+    /// From when the small one was full.
     shards: OnceBox<[Shard<S>; SHARDS]>,
-    /// Held while the shards are allocated or the limit is set: who sees the shards sees that limit.
+    few: usize,
+    /// Held while shards are allocated or the limit is set: who sees the shards sees that limit.
     setting_up: Mutex<()>,
-    keyed: Keyed,
+    keyed: &'static Keyed,
+    owner: Option<u32>,
     /// 0 for no limit, and then nobody keeps account of room.
     limit: AtomicUsize,
     room: Shared,
@@ -53,24 +63,43 @@ impl<S: Session> Memory<S> {
         room.set(limit, 0);
         Memory {
             room,
+            small: OnceBox::new(),
             shards: OnceBox::new(),
+            few: FEW,
             setting_up: Mutex::default(),
-            keyed: Keyed::new(),
+            keyed: Keyed::of_process(),
+            owner: None,
             limit: AtomicUsize::new(limit),
             oldest_first: AtomicBool::new(false),
             none_expires_by: AtomicI64::new(Seconds::MIN),
         }
     }
 
-    /// A key as the index has it, and its hash.
-    fn find_by(&self, key: &Key) -> (Words, u64) {
-        let hash = self.keyed.hash(key);
-        (index::words(key.words(), hash), hash)
+    /// One without a limit, whose owner [`owners`] tells.
+    pub fn owned_by(owner: u32) -> Self {
+        Memory { owner: Some(owner), ..Memory::new(0) }
     }
 
-    /// The shard for a hash. Tables use the lowest and the highest bits, so the shard is chosen by others.
-    fn shard(&self, hash: u64) -> Option<&Shard<S>> {
-        Some(&self.shards.get()?[(hash >> 32) as usize % SHARDS])
+    /// A key as the index has it, and its hash.
+    fn find_by(&self, key: &Key) -> (Words, u64) {
+        let words = key.words();
+        let hash = self.keyed.hash(&words);
+        (index::words(words, hash), hash)
+    }
+
+    /// The shard for a hash, locked. `None` before the first insertion.
+    #[inline]
+    fn lock(&self, hash: u64) -> Option<Locked<'_, S>> {
+        loop {
+            if let Some(shards) = self.shards.get() {
+                return Some(of_hash(shards, hash).lock());
+            }
+            let locked = self.small.get()?.lock();
+            // It may have been emptied before it was locked.
+            if self.shards.get().is_none() {
+                return Some(locked);
+            }
+        }
     }
 
     fn set_up(&self) -> (MutexGuard<'_, ()>, Inside) {
@@ -78,24 +107,57 @@ impl<S: Session> Memory<S> {
         (self.setting_up.lock().unwrap_or_else(PoisonError::into_inner), inside)
     }
 
-    #[cold]
-    fn allocate(&self) -> &[Shard<S>; SHARDS] {
-        let _alone = self.set_up();
-        self.shards.get_or_init(|| {
-            // On the heap from the first: all of them are larger than the whole stack of some threads.
-            let shards: Box<[Shard<S>]> = std::iter::repeat_with(Shard::new).take(SHARDS).collect();
-            if self.oldest_first.load(Relaxed) {
-                shards.iter().for_each(|shard| shard.lock().set_eviction(Eviction::Oldest));
-            }
-            match shards.try_into() {
-                Ok(shards) => shards,
-                Err(_) => unreachable!("as many as were asked for"),
-            }
-        })
+    fn make_shard(&self, size: Size, listed: Option<Listed>) -> Shard<S> {
+        let shard = Shard::new(size, listed);
+        if self.oldest_first.load(Relaxed) {
+            shard.lock().set_eviction(Eviction::Oldest);
+        }
+        shard
     }
 
+    #[cold]
+    fn begin(&self) {
+        let _alone = self.set_up();
+        self.small.get_or_init(|| {
+            let listed = self.owner.filter(|&owner| directory::enroll(owner));
+            let listed = listed.map(|owner| Listed { owner, keyed: self.keyed });
+            Box::new(self.make_shard(Size::SMALL, listed))
+        });
+    }
+
+    /// The small shard is full: moves its sessions to the large ones. Whether there was memory for them.
+    #[cold]
+    #[inline(never)]
+    fn grow(&self) -> bool {
+        let alone = self.set_up();
+        let (Some(small), None) = (self.small.get(), self.shards.get()) else { return true };
+        // On the heap from the first: all of them are larger than the whole stack of some threads.
+        let shards = std::iter::repeat_with(|| self.make_shard(Size::FULL, small.listed())).take(SHARDS);
+        let Ok(shards) = <Box<[Shard<S>; SHARDS]>>::try_from(shards.collect::<Box<[_]>>()) else { return false };
+        let mut locked = small.lock();
+        let has_moved = locked.each().all(|(Turn { expiry, came }, session)| {
+            let (words, hash) = self.find_by(&session.key());
+            let moving = Stored { session: session.clone(), words, hash, expiry };
+            of_hash(&shards, hash).lock().insert(moving, came).is_ok()
+        });
+        // References are given back when nothing is locked any more.
+        if !has_moved {
+            drop(locked);
+            drop(alone);
+            return false;
+        }
+        let _ = self.shards.set(shards);
+        self.room.give(small.room.take_all() as usize);
+        let moved: Vec<_> = locked.take_all().1.collect();
+        drop(locked);
+        drop(alone);
+        drop(moved);
+        true
+    }
+
+    /// The small one first: what moves while one goes through them is met twice rather than not at all.
     fn all(&self) -> impl Iterator<Item = &Shard<S>> {
-        self.shards.get().into_iter().flatten()
+        self.small.get().into_iter().chain(std::iter::once_with(|| self.shards.get()).flatten().flatten())
     }
 
     /// Whether one more session may be inserted into `shard`, which is locked.
@@ -132,7 +194,7 @@ impl<S: Session> Memory<S> {
             if self.len() < self.limit.load(Relaxed) {
                 return None;
             }
-            let shard = self.shards.get()?.iter().min_by_key(|shard| shard.next_out())?;
+            let shard = self.all().min_by_key(|shard| shard.next_out())?;
             if shard.is_empty() {
                 return None;
             }
@@ -145,6 +207,21 @@ impl<S: Session> Memory<S> {
     }
 }
 
+/// Tables use the lowest and the highest bits of a hash, so the shard is chosen by others.
+fn of_hash<S>(shards: &[Shard<S>; SHARDS], hash: u64) -> &Shard<S> {
+    &shards[(hash >> 32) as usize % SHARDS]
+}
+
+/// The owners of the caches in which `session` may be: all in which it is, and hardly any other.
+pub fn owners(session: &impl Session) -> directory::Owners {
+    if directory::is_empty() {
+        return directory::Owners::new();
+    }
+    let hash = Keyed::of_process().hash(&session.key().words());
+    let _inside = enter();
+    directory::owners(hash)
+}
+
 /// Hands out what left together in the order in which it would have expired, as libssl does.
 fn in_turn<S>(sessions: &mut SmallVec<impl smallvec::Array<Item = (Turn, S)>>, left: &mut dyn FnMut(S)) {
     sessions.sort_by_key(|(turn, _)| *turn);
@@ -153,14 +230,16 @@ fn in_turn<S>(sessions: &mut SmallVec<impl smallvec::Array<Item = (Turn, S)>>, l
 
 impl<S: Session> Cache<S> for Memory<S> {
     fn insert(&self, session: S, collision: Collision, left: &mut dyn FnMut(S, Departure)) -> Inserted {
-        let shards = self.shards.get().unwrap_or_else(|| self.allocate());
         let (words, hash) = self.find_by(&session.key());
-        let shard = &shards[(hash >> 32) as usize % SHARDS];
         let expiry = session.expiry();
         let new = Stored { expiry, session, words, hash };
         let mut departed: SmallVec<[(S, Departure); 1]> = SmallVec::new();
         let (inserted, not_taken) = loop {
-            let mut locked = shard.lock();
+            let Some(mut locked) = self.lock(hash) else {
+                self.begin();
+                continue;
+            };
+            let shard = locked.shard();
             if let Some(slot) = locked.find(&words, hash) {
                 if locked.session(slot).is_some_and(|cached| cached.same(&new.session)) {
                     break (Inserted::Same, Some(new));
@@ -170,6 +249,13 @@ impl<S: Session> Cache<S> for Memory<S> {
                 }
                 departed.push((locked.replace(slot, new, order::next()), Departure::Replaced));
                 break (Inserted::Replaced, None);
+            }
+            if locked.count() >= self.few && self.shards.get().is_none() {
+                drop(locked);
+                if self.grow() {
+                    continue;
+                }
+                break (Inserted::Refused, Some(new));
             }
             if self.reserve(shard) {
                 let Err(refused) = locked.insert(new, order::next()) else { break (Inserted::Added, None) };
@@ -200,47 +286,54 @@ impl<S: Session> Cache<S> for Memory<S> {
 
     fn get(&self, key: &Key) -> Option<S> {
         let (words, hash) = self.find_by(key);
-        let locked = self.shard(hash)?.lock();
+        let locked = self.lock(hash)?;
         let slot = locked.find(&words, hash)?;
         locked.session(slot).cloned()
     }
 
     fn take(&self, key: &Key) -> Option<S> {
         let (words, hash) = self.find_by(key);
-        let shard = self.shard(hash)?;
-        let mut locked = shard.lock();
+        let mut locked = self.lock(hash)?;
         let found = locked.find(&words, hash)?;
         let session = locked.remove(found)?;
-        self.release(shard);
+        self.release(locked.shard());
         Some(session)
     }
 
     fn take_same(&self, session: &S) -> Option<S> {
         let (words, hash) = self.find_by(&session.key());
-        let shard = self.shard(hash)?;
-        let mut locked = shard.lock();
+        let mut locked = self.lock(hash)?;
         let found = locked.find(&words, hash)?;
         if !locked.session(found)?.same(session) {
             return None;
         }
         let session = locked.remove(found)?;
-        self.release(shard);
+        self.release(locked.shard());
         Some(session)
     }
 
     fn contains(&self, key: &Key) -> bool {
         let (words, hash) = self.find_by(key);
-        self.shard(hash).is_some_and(|shard| shard.contains(&words, hash))
+        loop {
+            if let Some(shards) = self.shards.get() {
+                return of_hash(shards, hash).contains(&words, hash);
+            }
+            let found = self.small.get().is_some_and(|small| small.contains(&words, hash));
+            // It may have moved before it was looked for.
+            if found || self.shards.get().is_none() {
+                return found;
+            }
+        }
     }
 
     fn expiry_changed(&self, session: &S) {
-        if self.shards.get().is_none() {
+        let key = session.key();
+        // Mostly it is not here, which can be told without the lock.
+        if !self.contains(&key) {
             return;
         }
-        let (words, hash) = self.find_by(&session.key());
-        // Every context is asked, and mostly does not have it: without the lock.
-        let Some(shard) = self.shard(hash).filter(|shard| shard.contains(&words, hash)) else { return };
-        let mut locked = shard.lock();
+        let (words, hash) = self.find_by(&key);
+        let Some(mut locked) = self.lock(hash) else { return };
         if let Some(slot) =
             locked.find(&words, hash).filter(|&slot| locked.session(slot).is_some_and(|cached| cached.same(session)))
         {
@@ -257,8 +350,7 @@ impl<S: Session> Cache<S> for Memory<S> {
         if now <= bound {
             return false;
         }
-        let soonest = self.shards.get().and_then(|shards| shards.iter().map(|shard| shard.soonest().expiry).min());
-        let soonest = soonest.unwrap_or(Seconds::MAX);
+        let soonest = self.all().map(|shard| shard.soonest().expiry).min().unwrap_or(Seconds::MAX);
         let _ = self.none_expires_by.compare_exchange(bound, soonest.min(now + TRUSTED), Relaxed, Relaxed);
         soonest < now
     }
@@ -303,17 +395,25 @@ impl<S: Session> Cache<S> for Memory<S> {
     }
 
     fn len(&self) -> usize {
-        self.all().map(Shard::count).sum()
+        let few = || self.small.get().map_or(0, Shard::count);
+        match self.shards.get().map_or_else(few, |_| 0) {
+            // They may have moved meanwhile.
+            0 => self.shards.get().into_iter().flatten().map(Shard::count).sum(),
+            few => few,
+        }
     }
 
     fn is_empty(&self) -> bool {
-        self.all().all(|shard| shard.count() == 0)
+        self.len() == 0
     }
 
     fn set_limit(&self, limit: usize) {
+        if self.limit.load(Relaxed) == limit && !self.is_overdrawn() {
+            return;
+        }
         // Nothing comes or goes meanwhile, and neither does the first session.
         let _alone = self.set_up();
-        let _frozen: SmallVec<[_; SHARDS]> = self.all().map(Shard::freeze).collect();
+        let _frozen: SmallVec<[_; SHARDS + 1]> = self.all().map(Shard::freeze).collect();
         self.all().for_each(|shard| shard.room.clear());
         self.room.set(limit, self.len());
         self.limit.store(limit, Relaxed);
@@ -321,14 +421,22 @@ impl<S: Session> Cache<S> for Memory<S> {
 
     fn set_eviction(&self, eviction: Eviction) {
         let oldest_first = eviction == Eviction::Oldest;
+        if self.oldest_first.load(Relaxed) == oldest_first {
+            return;
+        }
         let _alone = self.set_up();
         if self.oldest_first.swap(oldest_first, Relaxed) != oldest_first {
             self.all().for_each(|shard| shard.lock().set_eviction(eviction));
         }
     }
 
+    fn changes(&self) -> Option<u64> {
+        Some(self.all().map(Shard::changes).sum())
+    }
+
     fn snapshot(&self) -> Vec<S> {
         let mut sessions = Vec::new();
+        let _nothing_moves = self.set_up();
         for shard in self.all() {
             shard.lock().clone_into(&mut sessions);
         }

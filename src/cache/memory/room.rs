@@ -30,7 +30,7 @@ impl Room {
         self.0.store(0, Relaxed);
     }
 
-    fn take_all(&self) -> i64 {
+    pub fn take_all(&self) -> i64 {
         match self.0.load(Relaxed) {
             0 => 0,
             _ => self.0.swap(0, Relaxed).into(),

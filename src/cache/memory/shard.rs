@@ -1,8 +1,10 @@
 //! One shard: the sessions in their slots, the index by key and the heap by expiry.
 
 use super::super::{Eviction, Seconds, Session};
+use super::directory;
 use super::heap::{Heap, Turn};
-use super::index::{self, Found, Index, Words};
+use super::index::{self, Found, Index, Size, Words};
+use super::keyed::Keyed;
 use super::room::Room;
 use super::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use super::sync::{enter, Inside, Mutex, MutexGuard, OnceBox};
@@ -23,7 +25,19 @@ pub struct Shard<S> {
     pub room: Room,
     /// How many sessions are here, readable without the lock.
     count: AtomicUsize,
+    /// How often something came or left, readable without the lock.
+    changes: AtomicU64,
+    /// How large the index may become.
+    size: Size,
+    /// Whose sessions these are, where they are listed in the directory.
+    listed: Option<Listed>,
     soonest: Soonest,
+}
+
+#[derive(Clone, Copy)]
+pub struct Listed {
+    pub owner: u32,
+    pub keyed: &'static Keyed,
 }
 
 /// The first turn in the heap, readable without the lock. Who looks for the next one to evict reads it in all shards, and
@@ -60,6 +74,7 @@ struct Taken<S> {
 struct Contents<S> {
     slots: Vec<Slot<S>>,
     count: usize,
+    changes: u64,
     free: u32,
     heap: Heap,
     /// Where the oldest session leaves first: all of them in the order in which they came.
@@ -68,7 +83,7 @@ struct Contents<S> {
 
 impl<S> Default for Contents<S> {
     fn default() -> Self {
-        Contents { slots: Vec::new(), count: 0, free: END, heap: Heap::default(), arrivals: None }
+        Contents { slots: Vec::new(), count: 0, changes: 0, free: END, heap: Heap::default(), arrivals: None }
     }
 }
 
@@ -92,16 +107,20 @@ impl<S> Drop for Locked<'_, S> {
             self.shard.soonest.oldest.store(oldest, Relaxed);
         }
         self.shard.count.store(self.contents.count, Relaxed);
+        self.shard.changes.store(self.contents.changes, Relaxed);
     }
 }
 
 impl<S> Shard<S> {
-    pub fn new() -> Self {
+    pub fn new(size: Size, listed: Option<Listed>) -> Self {
         Shard {
             contents: Mutex::default(),
             index: OnceBox::new(),
             room: Room::default(),
             count: AtomicUsize::new(0),
+            changes: AtomicU64::new(0),
+            size,
+            listed,
             soonest: Soonest {
                 expiry: AtomicI64::new(NONE.expiry),
                 came: AtomicU64::new(NONE.came),
@@ -112,7 +131,7 @@ impl<S> Shard<S> {
 
     pub fn lock(&self) -> Locked<'_, S> {
         let inside = enter();
-        let index = self.index.get_or_init(|| Box::new(Index::new()));
+        let index = self.index.get_or_init(|| Box::new(Index::new(self.size)));
         let contents = self.contents.lock().unwrap_or_else(PoisonError::into_inner);
         Locked { contents, index, shard: self, _inside: inside }
     }
@@ -142,6 +161,14 @@ impl<S> Shard<S> {
 
     pub fn is_empty(&self) -> bool {
         self.soonest() == NONE
+    }
+
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Relaxed)
+    }
+
+    pub fn listed(&self) -> Option<Listed> {
+        self.listed
     }
 }
 
@@ -173,7 +200,7 @@ fn moved_up<S>(slots: &mut [Slot<S>]) -> impl FnMut(u32, u32) + '_ {
     }
 }
 
-impl<S: Session> Locked<'_, S> {
+impl<'s, S: Session> Locked<'s, S> {
     pub fn find(&self, words: &Words, hash: u64) -> Option<Found> {
         self.index.find(words, hash)
     }
@@ -217,8 +244,7 @@ impl<S: Session> Locked<'_, S> {
     pub fn insert(&mut self, new: Stored<S>, came: u64) -> Result<(), Stored<S>> {
         let contents = &mut *self.contents;
         let slot = if contents.free == END { contents.slots.len() as u32 } else { contents.free };
-        let room = (slot as usize) < index::SLOTS
-            && self.index.reserve(slot, contents.count)
+        let room = self.index.reserve(slot, contents.count)
             && contents.heap.try_reserve(1).is_ok()
             && contents.arrivals.as_mut().is_none_or(|arrivals| arrivals.try_reserve(1).is_ok())
             && (contents.free != END || contents.slots.try_reserve(1).is_ok());
@@ -236,7 +262,11 @@ impl<S: Session> Locked<'_, S> {
             None => contents.slots.push(taken),
         }
         contents.count += 1;
+        contents.changes += 1;
         self.index.insert(&new.words, new.hash, slot);
+        if let Some(Listed { owner, .. }) = self.shard.listed {
+            directory::add(new.hash, owner);
+        }
         contents.heap.push(Turn { expiry: new.expiry, came }, slot, moved(&mut contents.slots));
         if let Some(arrivals) = &mut contents.arrivals {
             arrivals.push(Turn::of_arrival(came), slot, moved_up(&mut contents.slots));
@@ -254,6 +284,7 @@ impl<S: Session> Locked<'_, S> {
         if let Some(arrivals) = &mut contents.arrivals {
             arrivals.set(arrival, Turn::of_arrival(came), moved_up(&mut contents.slots));
         }
+        contents.changes += 1;
         self.set_expiry(found, new.expiry, came);
         old
     }
@@ -265,7 +296,15 @@ impl<S: Session> Locked<'_, S> {
         }
     }
 
+    /// After the session of a slot has left, and before the slot is used again.
+    fn strike(&self, slot: u32) {
+        if let (Some(Listed { owner, keyed }), Some(words)) = (self.shard.listed, self.index.words(slot)) {
+            directory::remove(keyed.hash(&index::without_home(words)), owner);
+        }
+    }
+
     pub fn remove(&mut self, found: Found) -> Option<S> {
+        self.strike(found.slot);
         let contents = &mut *self.contents;
         let free = Slot::Free { next: contents.free };
         match contents.slots.get_mut(found.slot as usize) {
@@ -273,6 +312,7 @@ impl<S: Session> Locked<'_, S> {
                 let Slot::Taken(taken) = std::mem::replace(place, free) else { return None };
                 contents.free = found.slot;
                 contents.count -= 1;
+                contents.changes += 1;
                 self.index.remove(found);
                 contents.heap.remove(taken.place, moved(&mut contents.slots));
                 if let Some(arrivals) = &mut contents.arrivals {
@@ -298,8 +338,14 @@ impl<S: Session> Locked<'_, S> {
 
     /// Takes out everything, each with its turn. Says how many there are first.
     pub fn take_all(&mut self) -> (usize, impl Iterator<Item = (Turn, S)>) {
+        if self.shard.listed.is_some() {
+            let slots = self.contents.slots.iter().enumerate();
+            let taken = slots.filter(|(_, slot)| matches!(slot, Slot::Taken(_)));
+            taken.for_each(|(slot, _)| self.strike(slot as u32));
+        }
         let contents = std::mem::take(&mut *self.contents);
         self.contents.arrivals = contents.arrivals.map(|_| Heap::default());
+        self.contents.changes = contents.changes + 1;
         self.index.clear();
         let heap = contents.heap;
         let sessions = contents.slots.into_iter().filter_map(move |slot| match slot {
@@ -307,6 +353,23 @@ impl<S: Session> Locked<'_, S> {
             Slot::Free { .. } => None,
         });
         (contents.count, sessions)
+    }
+
+    pub fn shard(&self) -> &'s Shard<S> {
+        self.shard
+    }
+
+    /// How many are here.
+    pub fn count(&self) -> usize {
+        self.contents.count
+    }
+
+    /// All of them, each with its turn.
+    pub fn each(&self) -> impl Iterator<Item = (Turn, &S)> {
+        self.contents.slots.iter().filter_map(|slot| match slot {
+            Slot::Taken(taken) => Some((self.contents.heap.turn(taken.place), &taken.session)),
+            Slot::Free { .. } => None,
+        })
     }
 
     pub fn clone_into(&self, sessions: &mut Vec<S>) {

@@ -1,0 +1,116 @@
+//! Which caches of this process may have a session: asked when the time of one changes, which then costs the same with
+//! one cache and with thousands.
+//!
+//! The first few caches that have sessions are asked themselves, which is fast enough, and their sessions need not be listed.
+//! What the others have is listed here, by the hash of the key and the number of the cache's owner. A list says that a cache
+//! may have the session, and never that it has none while it has: it is changed under the lock of the session's shard.
+
+use once_cell::race::OnceBox;
+use smallvec::SmallVec;
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::{AtomicU32, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+const FEW: usize = 4;
+const LISTS: usize = 64;
+
+pub type Owners = SmallVec<[u32; FEW + 2]>;
+
+/// The owners of the first caches, one more each; 0 for none.
+static FIRST: [AtomicU32; FEW] = [const { AtomicU32::new(0) }; FEW];
+static LISTED: OnceBox<[List; LISTS]> = OnceBox::new();
+
+#[derive(Default)]
+#[repr(align(64))]
+struct List(Mutex<Entries>);
+
+#[derive(Default)]
+struct Entries {
+    owner: HashMap<u64, u32, BuildHasherDefault<Hashed>>,
+    /// Where another owner has the key, too.
+    more: HashMap<u64, Vec<u32>, BuildHasherDefault<Hashed>>,
+}
+
+/// The keys are hashes.
+#[derive(Default)]
+struct Hashed(u64);
+
+impl Hasher for Hashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, _: &[u8]) {}
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+}
+
+/// A cache is going to have its first session: whether its sessions are to be listed.
+pub fn enroll(owner: u32) -> bool {
+    let mark = owner + 1;
+    for first in &FIRST {
+        match first.compare_exchange(0, mark, AcqRel, Acquire) {
+            Err(found) if found != mark => {}
+            _ => return false,
+        }
+    }
+    LISTED.get_or_init(|| Box::new(std::array::from_fn(|_| List::default())));
+    true
+}
+
+fn list(hash: u64) -> Option<MutexGuard<'static, Entries>> {
+    let list = LISTED.get()?.get((hash >> 40) as usize % LISTS)?;
+    Some(list.0.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// A session with this hash comes to a cache. Inside the gate.
+pub fn add(hash: u64, owner: u32) {
+    let Some(mut entries) = list(hash) else { return };
+    if entries.owner.contains_key(&hash) {
+        entries.more.entry(hash).or_default().push(owner);
+    } else {
+        entries.owner.insert(hash, owner);
+    }
+}
+
+/// One leaves it. Inside the gate.
+pub fn remove(hash: u64, owner: u32) {
+    let Some(mut entries) = list(hash) else { return };
+    let Entries { owner: first, more } = &mut *entries;
+    let Some(others) = more.get_mut(&hash) else {
+        first.remove(&hash);
+        return;
+    };
+    match others.iter().position(|&other| other == owner) {
+        Some(at) => {
+            others.swap_remove(at);
+        }
+        None => {
+            if let Some(other) = others.pop() {
+                first.insert(hash, other);
+            }
+        }
+    }
+    if others.is_empty() {
+        more.remove(&hash);
+    }
+}
+
+/// Whether no cache has had a session yet.
+pub fn is_empty() -> bool {
+    FIRST[0].load(Relaxed) == 0
+}
+
+/// Whose caches may have a session with this hash. Inside the gate.
+pub fn owners(hash: u64) -> Owners {
+    let first = FIRST.iter().map(|first| first.load(Acquire)).filter(|&mark| mark != 0);
+    let mut owners: Owners = first.map(|mark| mark - 1).collect();
+    if let Some(entries) = list(hash) {
+        owners.extend(entries.owner.get(&hash).copied());
+        owners.extend(entries.more.get(&hash).into_iter().flatten().copied());
+    }
+    owners
+}
