@@ -103,7 +103,8 @@ fn run() -> Result<(), String> {
     }
     let costs = costs.into_iter().map(|(what, costs)| (what, median_cost(&costs))).collect();
     let memory = match options.only.is_empty() {
-        true => SESSIONS.map(|sessions| Ok([memory(&program, sessions, None)?, memory(&program, sessions, Some(&library))?])),
+        true => SESSIONS
+            .map(|sessions| Ok([memory(&program, sessions, None)?, memory(&program, sessions, Some(&library))?])),
         false => SESSIONS.map(|_| Err(String::new())),
     };
     let (table, above) = table(&options.contexts, &names, &costs, &memory);

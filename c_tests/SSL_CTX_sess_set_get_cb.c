@@ -874,6 +874,44 @@ static void CB10_not_resumable(void **state)
     observe_fault(NOT_RESUMABLE, "not resumable");
 }
 
+/* In a child: 2 if the handshake failed; else whether a marked session of get_cb was counted (1) and cached (4). */
+static int answer_marked(void *arg)
+{
+    const struct case10 *c = arg;
+    int result = FAILED;
+    scene s = begin(c->version, SSL_SESS_CACHE_SERVER | SSL_SESS_CACHE_NO_INTERNAL_STORE);
+    SSL_SESSION *answer = faulty(&s, c);
+    pair p;
+
+    SSL_SESSION_free(s.external);
+    s.external = answer;
+    SSL_CTX_set_session_cache_mode(s.server, SSL_SESS_CACHE_SERVER);
+    answer_with_external(&s, c->copy);
+    if (tls_try(s.client, s.server, s.offered, &p)) {
+        result = (SSL_CTX_sess_cb_hits(s.server) > 0) | (in_cache(s.server, c->version, s.offered) ? 4 : 0);
+        tls_close(&p);
+    }
+    return result;
+}
+
+static void CB10_not_resumable_is_not_counted(void **state)
+{
+    (void)state;
+    for EACH_KIND(k) {
+        struct case10 c = { k->version, NOT_RESUMABLE, ONE };
+        const char *result = in_child(answer_marked, &c, 10);
+
+        observe("CB10", in(k, "not resumable", "counted and cached"),
+                strcmp(result, "returns 0") == 0   ? "neither"
+                : strcmp(result, "returns 1") == 0 ? "counted"
+                : strcmp(result, "returns 2") == 0 ? "handshake fails"
+                : strcmp(result, "returns 4") == 0 ? "cached"
+                : strcmp(result, "returns 5") == 0 ? "both"
+                                                   : result,
+                "neither");
+    }
+}
+
 static void CB10_no_cipher(void **state)
 {
     (void)state;
@@ -1131,6 +1169,7 @@ int main(void)
         RULE_TEST(CB10_another_id),
         RULE_TEST(CB10_another_version),
         RULE_TEST(CB10_not_resumable),
+        RULE_TEST(CB10_not_resumable_is_not_counted),
         RULE_TEST(CB10_no_cipher),
         RULE_TEST(CB10_no_master_key),
         RULE_TEST(CB11_new_cb_calls_back),

@@ -253,6 +253,56 @@ static void REPLAY1_new_tickets_of_a_0rtt_connection_work_once(void **state)
     SSL_CTX_free(server);
 }
 
+static SSL_SESSION *issued[16];
+static int issued_count, told, told_of_strangers;
+
+static int keep_issued(SSL *ssl, SSL_SESSION *session)
+{
+    (void)ssl;
+    assert_true(issued_count < 16);
+    issued[issued_count++] = session;
+    return 1;
+}
+
+static void note_removed(SSL_CTX *ctx, SSL_SESSION *session)
+{
+    int at = 0;
+
+    (void)ctx;
+    while (at < issued_count && issued[at] != session)
+        at++;
+    if (at == issued_count)
+        told_of_strangers++;
+    told++;
+}
+
+/* Sessions that were removed, and added again, are marked for good. A ticket takes its own out of the cache all the same. */
+static void CB5_a_marked_session_leaves_with_remove_cb(void **state)
+{
+    SSL_CTX *server = early_server(), *client = client_ctx(TLS1_3_VERSION);
+    SSL_SESSION *session;
+
+    (void)state;
+    issued_count = 0;
+    SSL_CTX_sess_set_new_cb(server, keep_issued);
+    SSL_CTX_sess_set_remove_cb(server, note_removed);
+    session = ticket(client, server);
+    for (int i = 0; i < issued_count; i++) {
+        SSL_CTX_remove_session(server, issued[i]);
+        assert_int_equal(SSL_CTX_add_session(server, issued[i]), 1);
+    }
+    told = told_of_strangers = 0;
+    attempt(client, server, session, NULL);
+    observe_int("CB5", "calls of remove_cb for a marked session that is shown with early data", told, 1);
+    SSL_CTX_free(server);
+    observe_int("CB5", "sessions unknown to the program that remove_cb is given by SSL_CTX_free", told_of_strangers, 0);
+    observe_int("CB5", "sessions of that context for which it was not called once", issued_count - told, 0);
+    while (issued_count > 0)
+        SSL_SESSION_free(issued[--issued_count]);
+    SSL_SESSION_free(session);
+    SSL_CTX_free(client);
+}
+
 static void REPLAY1_without_anti_replay_accepted_again(void **state)
 {
     SSL_CTX *server = early_server(), *client = client_ctx(TLS1_3_VERSION);
@@ -517,6 +567,7 @@ int main(void)
         RULE_TEST(REPLAY1_a_removed_ticket_is_refused),
         RULE_TEST(REPLAY1_both_tickets_of_a_connection_work_once_each),
         RULE_TEST(REPLAY1_new_tickets_of_a_0rtt_connection_work_once),
+        OBJECT_TEST(CB5_a_marked_session_leaves_with_remove_cb),
         RULE_TEST(REPLAY1_without_anti_replay_accepted_again),
         RULE_TEST(REPLAY1_without_anti_replay_and_tickets_accepted_again),
         RULE_TEST(REPLAY1_of_racing_threads_one_is_accepted),

@@ -21,27 +21,28 @@ static void on_remove(SSL_CTX *ctx, SSL_SESSION *session)
     order[gone++] = SSL_SESSION_get_id(session, &length)[0];
 }
 
-/* libssl's own SSL_CTX_flush_sessions, past everybody in between. */
-static void (*flush_of_libssl(void))(SSL_CTX *, long)
+/* libssl's own function of this name, past everybody in between. */
+static void *of_libssl(const char *function)
 {
     static const char *const names[] = { "libssl.so.3", "libssl.so.1.1", "libssl.so.4" };
-    void (*flush)(SSL_CTX *, long) = NULL;
+    void *found = NULL;
 
-    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]) && flush == NULL; i++) {
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]) && found == NULL; i++) {
         void *handle = dlopen(names[i], RTLD_NOW | RTLD_NOLOAD);
 
         if (handle != NULL)
-            *(void **)&flush = dlsym(handle, "SSL_CTX_flush_sessions");
+            found = dlsym(handle, function);
     }
-    assert_non_null(flush);
-    return flush;
+    assert_non_null(found);
+    return found;
 }
 
 static void a_flush_of_libssl_s_own(void **state)
 {
-    void (*flush)(SSL_CTX *, long) = flush_of_libssl();
+    void (*flush)(SSL_CTX *, long) = NULL;
 
     (void)state;
+    *(void **)&flush = of_libssl("SSL_CTX_flush_sessions");
     for (int round = 0; round < 3; round++) {
         SSL_CTX *server = server_ctx(TLS1_2_VERSION), *client = client_ctx(TLS1_2_VERSION);
         SSL_SESSION *session, *other;
@@ -127,12 +128,48 @@ static void one_that_replaces_makes_the_surplus_leave(void **state)
     SSL_CTX_free(ctx);
 }
 
+/*
+ * OpenSSL 4.1 issues no TLS 1.3 tickets with SSL_OP_NO_TICKET where a context caches nothing. It judges by the mode that
+ * libssl itself has: that is off only where the program's mode is, and has the program's sides.
+ */
+static void libssl_s_own_mode_is_not_off(void **state)
+{
+    static const long modes[] = {
+        SSL_SESS_CACHE_SERVER, SSL_SESS_CACHE_CLIENT, SSL_SESS_CACHE_BOTH, SSL_SESS_CACHE_NO_AUTO_CLEAR,
+        SSL_SESS_CACHE_SERVER | SSL_SESS_CACHE_NO_INTERNAL, SSL_SESS_CACHE_BOTH | SSL_SESS_CACHE_NO_INTERNAL_STORE,
+        SSL_SESS_CACHE_NO_INTERNAL,
+    };
+    long (*ctrl)(SSL_CTX *, int, long, void *) = NULL;
+    int (*set_internal)(SSL_CTX *, int) = NULL;
+    SSL_CTX *ctx = SSL_CTX_new(TLS_method());
+
+    (void)state;
+    *(void **)&ctrl = of_libssl("SSL_CTX_ctrl");
+    *(void **)&set_internal = dlsym(RTLD_DEFAULT, "reprise_ctx_set_internal");
+    for (size_t i = 0; i < sizeof(modes) / sizeof(modes[0]); i++) {
+        long own;
+
+        SSL_CTX_set_session_cache_mode(ctx, modes[i]);
+        own = ctrl(ctx, SSL_CTRL_GET_SESS_CACHE_MODE, 0, NULL);
+        assert_int_not_equal(own, SSL_SESS_CACHE_OFF);
+        assert_int_equal(own & SSL_SESS_CACHE_BOTH, modes[i] & SSL_SESS_CACHE_BOTH);
+    }
+    if (set_internal != NULL) {
+        /* Its servers cache although the program's mode is off. */
+        assert_int_equal(set_internal(ctx, 1), 1);
+        SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF);
+        assert_true(ctrl(ctx, SSL_CTRL_GET_SESS_CACHE_MODE, 0, NULL) & SSL_SESS_CACHE_SERVER);
+    }
+    SSL_CTX_free(ctx);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         OBJECT_TEST(a_flush_of_libssl_s_own),
         OBJECT_TEST(sessions_leave_in_the_order_of_their_expiry),
         OBJECT_TEST(one_that_replaces_makes_the_surplus_leave),
+        RULE_TEST(libssl_s_own_mode_is_not_off),
     };
 
     return RUN_PAGE("past_us", tests);

@@ -58,7 +58,7 @@ unsafe extern "C-unwind" fn remove(ctx: *mut SSL_CTX, session: *mut SSL_SESSION)
         let session = unsafe { Session::borrow(session)? };
         if context.is_sentinel(&session) {
             context.sentinel_left();
-        } else {
+        } else if !session.is_placeholder() {
             context.condemned(&session);
         }
         Some(())

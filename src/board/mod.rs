@@ -31,7 +31,7 @@ const PREFIX: &str = "reprise-status-";
 
 const MAGIC: u64 = u64::from_le_bytes(*b"reprboar");
 /// Raised with every change of what follows.
-const LAYOUT: u32 = 2;
+const LAYOUT: u32 = 3;
 
 const ROWS: usize = 1024;
 /// Rows whose memory is asked for together.
@@ -42,13 +42,13 @@ const PROCESSES: usize = 256;
 /// Rows for links to a Redis.
 const LINKS: usize = 256;
 /// Threads count in different lanes, on cache lines of their own.
-pub(crate) const LANES: usize = 8;
+pub(crate) const LANES: usize = 4;
 
 /// The numbers of a context in the order of [`Count`].
 pub type Sums = [AtomicU64; Count::ALL];
 
 #[derive(Default)]
-#[repr(C, align(128))]
+#[repr(C, align(64))]
 pub struct Lane {
     pub counts: Sums,
     /// Those of [`Count::Taken`] that were not in the cache, so that the others tell how many sessions it holds.
@@ -129,7 +129,7 @@ const ROWS_AT: usize = LINKS_AT + LINKS * size_of::<LinkRow>();
 const SIZE: usize = ROWS_AT + ROWS * size_of::<Row>();
 const _: () = assert!(size_of::<Header>() <= OWNERS_AT && OWNERS_AT + 4 * ROWS <= LINKS_AT);
 const _: () =
-    assert!(ROWS_AT.is_multiple_of(align_of::<Row>()) && size_of::<Lane>() == 256 && size_of::<Row>() == 2304);
+    assert!(ROWS_AT.is_multiple_of(align_of::<Row>()) && size_of::<Lane>() == 192 && size_of::<Row>() == 1024);
 
 /// What a row says of its context beside the counts.
 pub struct About<'a> {

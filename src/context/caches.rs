@@ -50,6 +50,12 @@ impl Caches {
         }
     }
 
+    /// Whether the cache in use is one that others use, too.
+    #[inline]
+    pub fn is_shared(&self) -> bool {
+        self.chosen.load(Acquire) != 0 && self.current().is_shared()
+    }
+
     /// The memory of this process, whatever is in use.
     pub fn memory(&self) -> &(dyn Cache<Session> + 'static) {
         &*self.memory
@@ -78,7 +84,11 @@ impl Caches {
     }
 
     fn open(&self, place: &Place) -> Result<usize, String> {
-        let mut new = Some(Box::new(Other { place: place.clone(), cache: cache::open(place, self.owner)?, next: OnceBox::new() }));
+        let mut new = Some(Box::new(Other {
+            place: place.clone(),
+            cache: cache::open(place, self.owner)?,
+            next: OnceBox::new(),
+        }));
         let mut end = &self.others;
         let mut number = 1;
         loop {

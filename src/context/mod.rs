@@ -23,6 +23,8 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
+/// The fields that most calls read come first.
+#[repr(C)]
 pub struct Context {
     /// By which the registry has it, see there.
     number: u32,
@@ -154,7 +156,7 @@ impl Context {
             caches: Caches::new(number),
             service: Service::default(),
             learned: Learned::default(),
-            spent: Spent::new(),
+            spent: Spent::default(),
             sweep: parking_lot::Mutex::default(),
             table: Mutex::default(),
             corrections: [const { AtomicI64::new(0) }; UNLIKE.len()],
@@ -473,7 +475,7 @@ impl Context {
     /// meant.
     fn cache(&self) -> InUse<'_> {
         let cache = self.caches.current();
-        let off = cache.is_shared().then(cancel::off);
+        let off = self.caches.is_shared().then(cancel::off);
         if let Some(ctx) = self.ctx().filter(|_| off.is_some()) {
             cache.set_service(self.service.identity(ctx));
         }
@@ -483,7 +485,7 @@ impl Context {
     /// Where the sessions of clients are, while those of servers are in a cache that others use: in this process. No library
     /// ever looks one up, and a server must never find one: whoever it came from chose all that is in it.
     fn clients(&self) -> Option<&(dyn Cache<Session> + 'static)> {
-        self.caches.current().is_shared().then(|| self.caches.memory())
+        self.caches.is_shared().then(|| self.caches.memory())
     }
 
     /// The same, where there are any.
@@ -509,6 +511,9 @@ impl Context {
     /// Whose a session is that the program brings. A session does not tell, so it is a server's only where it cannot be
     /// a client's.
     fn role_of(&self, session: &Session) -> Role {
+        if !self.caches.is_shared() {
+            return Role::Server; // all are in one cache
+        }
         if session.has_ticket() || self.has_clients.load(Relaxed) {
             Role::Client
         } else {
@@ -667,11 +672,16 @@ impl Context {
         if session.id().is_empty() || self.spares() && libssl::unclean::is_in_libssl(caller) {
             return false;
         }
+        // Marking and taking out are one stay inside the gate where nothing of it waits.
+        let inside = (!self.caches.is_shared()).then(gate::enter);
         match self.ctx() {
             Some(ctx) if ctx.is_claimed(session) => ctx.remove_own(session),
             _ => session.mark(),
         }
-        self.removed(session)
+        let taken = self.take_out(session);
+        drop(inside);
+        self.notify(session);
+        taken.is_some()
     }
 
     /// Whether libssl condemns a session now for an end that does not cost it (REPRISE_UNCLEAN).
@@ -703,26 +713,29 @@ impl Context {
 
     /// After `session` was marked: it leaves, whether libssl or the program condemned it (CB5, CB6). Whether it was there.
     pub fn removed(&self, session: &Session) -> bool {
+        let taken = self.take_out(session);
+        self.notify(session);
+        taken.is_some()
+    }
+
+    /// Takes out what has the id of `session`, which is marked. The result is what was there: a reference that is given back
+    /// outside the gate. Where the lookup that found it has taken it already (REPLAY1), there is no reference left.
+    fn take_out(&self, session: &Session) -> Option<Option<Session>> {
         if self.ctx().is_some_and(|ctx| ctx.redeem(session)) {
-            // Taken already, by the lookup that found it (REPLAY1).
-            self.notify(session);
-            return true;
+            return Some(None);
         }
         let key = session.key();
         let of_client = self.any_clients().and_then(|clients| clients.take(&key));
-        let cached = of_client.or_else(|| self.cache().take(&key));
-        match &cached {
-            Some(cached) => {
-                self.count(Count::Removed);
-                totals::sessions(-1);
-                if self.is_documented() && !cached.same(session) {
-                    cached.mark();
-                }
-            }
-            None => self.count(Count::Condemned),
+        let Some(cached) = of_client.or_else(|| self.cache().take(&key)) else {
+            self.count(Count::Condemned);
+            return None;
+        };
+        self.count(Count::Removed);
+        totals::sessions(-1);
+        if self.is_documented() && !cached.same(session) {
+            cached.mark();
         }
-        self.notify(session);
-        cached.is_some()
+        Some(Some(cached))
     }
 
     /// Removes every session that has expired at `time`, all for 0 (FLUSH1).
@@ -897,7 +910,9 @@ impl Context {
         if self.closed.load(Relaxed) {
             return Inserted::Refused;
         }
-        is_just_issued(session.id()); // from now on it is not: where libssl is built -Bsymbolic, it never asked
+        if self.vouching.load(Relaxed) {
+            is_just_issued(session.id()); // from now on it is not: where libssl is built -Bsymbolic, it never asked
+        }
         let mut left = SmallVec::<[(Session, Departure); 1]>::new();
         let inserted = self.cache_of(role).insert(session, collision, &mut |session, why| left.push((session, why)));
         match inserted {
@@ -1056,12 +1071,16 @@ impl Context {
             self.count(Count::Taken);
             totals::sessions(-1);
             // The external cache may have it too, and may have been asked for it in the meantime.
-            if self.is_documented() && self.get_callback.is_set() && !self.spent.spend(key, &session, now()) {
-                self.count(Count::Replays);
-                return None;
-            }
-            if self.is_too_old(&session) || !self.still_accepts(connection, &session) {
-                self.count(Count::Unusable);
+            let is_replay =
+                self.is_documented() && self.get_callback.is_set() && !self.spent.spend(key, &session, now());
+            // Libssl ignores one that is marked, and then does not ask for the removal that a claim waits for.
+            let is_unusable =
+                || !session.is_resumable() || self.is_too_old(&session) || !self.still_accepts(connection, &session);
+            if is_replay || is_unusable() {
+                // It has left the cache all the same (CB5).
+                self.count(if is_replay { Count::Replays } else { Count::Unusable });
+                session.mark();
+                self.notify(&session);
                 return None;
             }
             self.count(Count::Hits);
@@ -1122,6 +1141,11 @@ impl Context {
         if !usable {
             self.count(Count::ExternalRefused);
             return None;
+        }
+        // CB10, stock: libssl itself sees the mark, and neither counts nor caches the session.
+        if !session.is_resumable() {
+            self.count(Count::ExternalRefused);
+            return Some(session);
         }
         let stores = !self.has_mode(SSL_SESS_CACHE_NO_INTERNAL_STORE);
         if once {

@@ -21,7 +21,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 static USED: AtomicBool = AtomicBool::new(false);
 
 /// So many that chains are short with ten thousand contexts. What is never used takes no memory.
-const BUCKETS: usize = 1 << 14;
+const BUCKETS: usize = 1 << 15;
 /// The number of the first context in each chain, and one more; 0 for none.
 static BUCKET: [AtomicU32; BUCKETS] = [const { AtomicU32::new(0) }; BUCKETS];
 
@@ -43,6 +43,8 @@ const NONE: usize = 0;
 /// its address.
 const RETIRED: usize = 1;
 
+/// What most calls read lies side by side.
+#[repr(C, align(64))]
 struct Node {
     address: AtomicUsize,
     /// Of the SSL_CTX that was handed back, as long as no other is known to have its address.

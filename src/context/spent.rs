@@ -2,11 +2,14 @@
 //! them (REPLAY1). Each is remembered until it expires.
 
 use crate::cache::{memory::Memory, Cache, Collision, Inserted, Key, Seconds, Session};
+use once_cell::race::OnceBox;
 
 /// About 100 bytes each. Where there is no room for one more, early data is refused rather than accepted twice.
 const MOST: usize = 1 << 20;
 
-pub struct Spent(Memory<Ticket>);
+/// Made by the first one: most contexts never see any.
+#[derive(Default)]
+pub struct Spent(OnceBox<Memory<Ticket>>);
 
 #[derive(Clone)]
 struct Ticket {
@@ -29,21 +32,20 @@ impl Session for Ticket {
 }
 
 impl Spent {
-    pub fn new() -> Spent {
-        Spent(Memory::new(0))
-    }
-
     /// Whether the ticket had not been spent before; now it is.
     pub fn spend(&self, key: &Key, session: &impl Session, now: Seconds) -> bool {
-        self.0.expire(now, 4, &mut drop);
-        if self.0.len() >= MOST {
+        let spent = self.0.get_or_init(|| Box::new(Memory::new(0)));
+        spent.expire(now, 4, &mut drop);
+        if spent.len() >= MOST {
             return false;
         }
         let ticket = Ticket { key: *key, expiry: session.expiry() };
-        self.0.insert(ticket, Collision::KeepUnlessExpired(Seconds::MIN), &mut |_, _| {}) == Inserted::Added
+        spent.insert(ticket, Collision::KeepUnlessExpired(Seconds::MIN), &mut |_, _| {}) == Inserted::Added
     }
 
     pub fn clear(&self) {
-        self.0.clear(&mut drop);
+        if let Some(spent) = self.0.get() {
+            spent.clear(&mut drop);
+        }
     }
 }

@@ -21,8 +21,11 @@ unsafe impl Send for Ctx {}
 // SAFETY: as above.
 unsafe impl Sync for Ctx {}
 
-/// In libssl's own cache nothing is looked up, stored or cleared.
+/// In libssl's own cache nothing is looked up, stored or cleared. These bits are there whatever the program's mode is, so that
+/// libssl never takes a context that is served for one with SSL_SESS_CACHE_OFF: from 4.1 on it issues no TLS 1.3 tickets
+/// with that and SSL_OP_NO_TICKET.
 const OWN_MODE: u32 = SSL_SESS_CACHE_NO_INTERNAL | SSL_SESS_CACHE_NO_AUTO_CLEAR;
+const _: () = assert!(OWN_MODE != 0);
 
 /// The three functions that libssl calls for a context that was taken over.
 #[derive(Clone, Copy)]
@@ -211,7 +214,7 @@ impl Ctx {
 
     /// A counter that libssl keeps itself: SSL_CTRL_SESS_CONNECT and its like.
     pub fn counter(self, command: u32) -> c_long {
-        self.control(command, 0)
+        self.own(command)
     }
 
     pub fn options(self) -> u64 {
@@ -240,7 +243,7 @@ impl Ctx {
     /// Lets libssl accept early data with `session` once: it does when removing the session from its own cache
     /// succeeds, so something with that session's key is put there. It asks next, on this thread.
     pub fn claim(self, session: &Session) {
-        let Some(token) = Session::placeholder(&session.key()) else { return };
+        let Some(token) = Session::labelled_placeholder(&session.key()) else { return };
         let _inside = Inside::enter(self);
         // SAFETY: both are alive, and adding takes a reference of its own.
         unsafe { (table().SSL_CTX_add_session)(self.as_ptr(), token.as_ptr()) };

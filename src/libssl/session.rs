@@ -69,6 +69,29 @@ impl Session {
         }
     }
 
+    const PLACEHOLDER: [u8; 20] = *b"reprise: placeholder";
+
+    /// A placeholder that libssl may hand to a callback: it can be told from the program's sessions.
+    pub fn labelled_placeholder(key: &Key) -> Option<Session> {
+        let session = Session::placeholder(key)?;
+        let label = Session::PLACEHOLDER;
+        // SAFETY: the session is ours alone, and libssl copies the label.
+        let labelled =
+            unsafe { (table().SSL_SESSION_set1_ticket_appdata)(session.as_ptr(), label.as_ptr().cast(), label.len()) };
+        (labelled == 1).then_some(session)
+    }
+
+    pub fn is_placeholder(&self) -> bool {
+        let (mut data, mut length) = (null_mut(), 0);
+        // SAFETY: the session is alive, and so is its data while it is compared.
+        unsafe {
+            (table().SSL_SESSION_get0_ticket_appdata)(self.as_ptr(), &mut data, &mut length);
+            length == Session::PLACEHOLDER.len()
+                && !data.is_null()
+                && *data.cast::<[u8; Session::PLACEHOLDER.len()]>() == Session::PLACEHOLDER
+        }
+    }
+
     /// Gives the reference away as a raw pointer.
     pub fn into_ptr(mut self) -> *mut SSL_SESSION {
         self.chain = None;

@@ -1,24 +1,24 @@
 //! Which caches of this process may have a session: asked when the time of one changes, which then costs the same with
 //! one cache and with thousands.
 //!
-//! The first few caches that have sessions are asked themselves, which is fast enough, and their sessions need not be listed.
+//! The first cache that has sessions is always asked itself, and its sessions are not listed: most programs have no other.
 //! What the others have is listed here, by the hash of the key and the number of the cache's owner. A list says that a cache
 //! may have the session, and never that it has none while it has: it is changed under the lock of the session's shard.
 
+use crate::gate;
 use once_cell::race::OnceBox;
 use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::atomic::{AtomicU32, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, Ordering::AcqRel, Ordering::Acquire};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-const FEW: usize = 4;
 const LISTS: usize = 64;
 
-pub type Owners = SmallVec<[u32; FEW + 2]>;
+pub type Owners = SmallVec<[u32; 4]>;
 
-/// The owners of the first caches, one more each; 0 for none.
-static FIRST: [AtomicU32; FEW] = [const { AtomicU32::new(0) }; FEW];
+/// The owner of the first cache, and one more; 0 for none.
+static FIRST: AtomicU32 = AtomicU32::new(0);
 static LISTED: OnceBox<[List; LISTS]> = OnceBox::new();
 
 #[derive(Default)]
@@ -50,12 +50,8 @@ impl Hasher for Hashed {
 
 /// A cache is going to have its first session: whether its sessions are to be listed.
 pub fn enroll(owner: u32) -> bool {
-    let mark = owner + 1;
-    for first in &FIRST {
-        match first.compare_exchange(0, mark, AcqRel, Acquire) {
-            Err(found) if found != mark => {}
-            _ => return false,
-        }
+    if matches!(FIRST.compare_exchange(0, owner + 1, AcqRel, Acquire), Ok(_)) {
+        return false;
     }
     LISTED.get_or_init(|| Box::new(std::array::from_fn(|_| List::default())));
     true
@@ -99,18 +95,18 @@ pub fn remove(hash: u64, owner: u32) {
     }
 }
 
-/// Whether no cache has had a session yet.
-pub fn is_empty() -> bool {
-    FIRST[0].load(Relaxed) == 0
-}
-
-/// Whose caches may have a session with this hash. Inside the gate.
-pub fn owners(hash: u64) -> Owners {
-    let first = FIRST.iter().map(|first| first.load(Acquire)).filter(|&mark| mark != 0);
-    let mut owners: Owners = first.map(|mark| mark - 1).collect();
-    if let Some(entries) = list(hash) {
-        owners.extend(entries.owner.get(&hash).copied());
-        owners.extend(entries.more.get(&hash).into_iter().flatten().copied());
+/// Whose caches may have a session with the hash that is asked for, if any cache has had a session.
+pub fn owners(hash: impl FnOnce() -> u64) -> Owners {
+    let mut owners = Owners::new();
+    let Some(first) = FIRST.load(Acquire).checked_sub(1) else { return owners };
+    owners.push(first);
+    if LISTED.get().is_some() {
+        let hash = hash();
+        let _inside = gate::enter();
+        if let Some(entries) = list(hash) {
+            owners.extend(entries.owner.get(&hash).copied());
+            owners.extend(entries.more.get(&hash).into_iter().flatten().copied());
+        }
     }
     owners
 }

@@ -44,7 +44,8 @@ pub struct Size {
 impl Size {
     pub const FULL: Size = Size { levels: LEVELS, groups: GROUPS };
     /// For some two hundred keys: it takes a few hundred bytes itself.
-    pub const SMALL: Size = Size { levels: if cfg!(loom) { LEVELS } else { 6 }, groups: if cfg!(loom) { GROUPS } else { 3 } };
+    pub const SMALL: Size =
+        Size { levels: if cfg!(loom) { LEVELS } else { 6 }, groups: if cfg!(loom) { GROUPS } else { 3 } };
 }
 
 pub struct Index {

@@ -216,9 +216,8 @@ type Fakes = Memory<Fake>;
 fn cache(limit: usize) -> Arc<Fakes> {
     let mut cache = Memory::new(limit);
     // The same hash in every run, or loom would not know what it has seen.
-    cache.keyed = Box::leak(Box::new(Keyed(std::array::from_fn(|word| {
-        0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(word as u64 + 1)
-    }))));
+    cache.keyed =
+        Box::leak(Box::new(Keyed(std::array::from_fn(|word| 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(word as u64 + 1)))));
     cache.few = 0;
     Arc::new(cache)
 }

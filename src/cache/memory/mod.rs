@@ -102,6 +102,20 @@ impl<S: Session> Memory<S> {
         }
     }
 
+    /// Whether a key is there, without a lock.
+    fn has(&self, words: &Words, hash: u64) -> bool {
+        loop {
+            if let Some(shards) = self.shards.get() {
+                return of_hash(shards, hash).contains(words, hash);
+            }
+            let found = self.small.get().is_some_and(|small| small.contains(words, hash));
+            // It may have moved before it was looked for.
+            if found || self.shards.get().is_none() {
+                return found;
+            }
+        }
+    }
+
     fn set_up(&self) -> (MutexGuard<'_, ()>, Inside) {
         let inside = enter();
         (self.setting_up.lock().unwrap_or_else(PoisonError::into_inner), inside)
@@ -214,12 +228,7 @@ fn of_hash<S>(shards: &[Shard<S>; SHARDS], hash: u64) -> &Shard<S> {
 
 /// The owners of the caches in which `session` may be: all in which it is, and hardly any other.
 pub fn owners(session: &impl Session) -> directory::Owners {
-    if directory::is_empty() {
-        return directory::Owners::new();
-    }
-    let hash = Keyed::of_process().hash(&session.key().words());
-    let _inside = enter();
-    directory::owners(hash)
+    directory::owners(|| Keyed::of_process().hash(&session.key().words()))
 }
 
 /// Hands out what left together in the order in which it would have expired, as libssl does.
@@ -314,25 +323,15 @@ impl<S: Session> Cache<S> for Memory<S> {
 
     fn contains(&self, key: &Key) -> bool {
         let (words, hash) = self.find_by(key);
-        loop {
-            if let Some(shards) = self.shards.get() {
-                return of_hash(shards, hash).contains(&words, hash);
-            }
-            let found = self.small.get().is_some_and(|small| small.contains(&words, hash));
-            // It may have moved before it was looked for.
-            if found || self.shards.get().is_none() {
-                return found;
-            }
-        }
+        self.has(&words, hash)
     }
 
     fn expiry_changed(&self, session: &S) {
-        let key = session.key();
+        let (words, hash) = self.find_by(&session.key());
         // Mostly it is not here, which can be told without the lock.
-        if !self.contains(&key) {
+        if !self.has(&words, hash) {
             return;
         }
-        let (words, hash) = self.find_by(&key);
         let Some(mut locked) = self.lock(hash) else { return };
         if let Some(slot) =
             locked.find(&words, hash).filter(|&slot| locked.session(slot).is_some_and(|cached| cached.same(session)))

@@ -11,9 +11,8 @@ use super::sync::atomic::{AtomicI64, AtomicU32, Ordering::Relaxed};
 const PORTION: i64 = if cfg!(loom) { 2 } else { 8 };
 const MOST: u32 = if cfg!(loom) { 2 } else { 32 };
 
-/// The room of one shard, on a line of its own: it is looked for in all of them when there is none.
+/// The room of one shard.
 #[derive(Default)]
-#[repr(align(128))]
 pub struct Room(pub(super) AtomicU32);
 
 /// The room that all shards share; below zero after the limit was lowered.

@@ -42,7 +42,7 @@ pub struct Listed {
 
 /// The first turn in the heap, readable without the lock. Who looks for the next one to evict reads it in all shards, and
 /// shall not wait for lines that change with each session that comes.
-#[repr(align(128))]
+#[repr(align(64))]
 struct Soonest {
     expiry: AtomicI64,
     came: AtomicU64,
