@@ -221,6 +221,7 @@ show: all target/prefork target/reconnect
 
 bench: all
 	$(CARGO) bench --locked --bench paired -- $(or $(BENCH),--plots docs/img)
+	$(CARGO) bench --locked --bench exports
 
 # --- releases -----------------------------------------------------------------------------------------------------
 
