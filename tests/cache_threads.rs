@@ -47,7 +47,7 @@ fn key(number: u64) -> Key {
 }
 
 fn new_cache(limit: usize) -> (Arc<Memory<Fake>>, Arc<AtomicIsize>) {
-    (Arc::new(Memory::new(limit)), Arc::default())
+    (Arc::new(Memory::growing_at(20, limit)), Arc::default())
 }
 
 /// What one thread saw.
@@ -175,7 +175,7 @@ fn a_session_is_taken_by_one_thread() {
 /// What a fork relies on: while the gate is closed, no thread gets beyond the call it is in.
 #[test]
 fn nothing_changes_while_the_gate_is_closed() {
-    let cache: &'static Memory<Fake> = Box::leak(Box::new(Memory::new(50)));
+    let cache: &'static Memory<Fake> = Box::leak(Box::new(Memory::growing_at(20, 50)));
     let (unused, alive) = new_cache(0);
     let (done, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
     let insert = |number: u64| {

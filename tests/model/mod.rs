@@ -194,7 +194,7 @@ struct World {
 impl World {
     fn new() -> World {
         World {
-            cache: Arc::new(Memory::new(0)),
+            cache: Arc::new(Memory::growing_at(5, 0)),
             model: Model::default(),
             objects: Vec::new(),
             alive: Arc::default(),

@@ -213,12 +213,16 @@ impl Session for Fake {
 
 type Fakes = Memory<Fake>;
 
+/// With all shards from the first.
 fn cache(limit: usize) -> Arc<Fakes> {
-    let mut cache = Memory::new(limit);
+    growing_cache(0, limit)
+}
+
+fn growing_cache(few: usize, limit: usize) -> Arc<Fakes> {
+    let mut cache = Memory::growing_at(few, limit);
     // The same hash in every run, or loom would not know what it has seen.
     cache.keyed =
         Box::leak(Box::new(Keyed(std::array::from_fn(|word| 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(word as u64 + 1)))));
-    cache.few = 0;
     Arc::new(cache)
 }
 
@@ -437,5 +441,29 @@ fn an_expired_session_is_noticed_a_few_seconds_later() {
         let [a] = sessions(&cache, [0]);
         at_once(&cache, |cache| _ = cache.has_expired(10), |cache| insert(cache, a));
         assert!(cache.has_expired(19));
+    });
+}
+
+#[test]
+fn sessions_stay_while_they_move_to_more_shards() {
+    check(Some(2), || {
+        let cache = growing_cache(1, 4);
+        let [first, second] = sessions(&cache, [0, 1]);
+        insert(&cache, first);
+        let (_, is_there) = at_once(&cache, move |cache| insert(cache, second), |cache| cache.contains(&first.key()));
+        assert!(is_there);
+        check_cache(&cache, 4, &[first, second], []);
+    });
+}
+
+#[test]
+fn a_session_is_taken_once_while_it_moves() {
+    check(Some(2), || {
+        let cache = growing_cache(1, 4);
+        let [first, second] = sessions(&cache, [0, 1]);
+        insert(&cache, first);
+        let (_, taken) = at_once(&cache, move |cache| insert(cache, second), |cache| cache.take(&first.key()));
+        assert_eq!(taken, Some(first));
+        check_cache(&cache, 4, &[second], []);
     });
 }

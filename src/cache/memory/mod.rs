@@ -75,6 +75,11 @@ impl<S: Session> Memory<S> {
         }
     }
 
+    /// One whose small shard is full with `few` sessions: tests need not add hundreds to see what happens then.
+    pub fn growing_at(few: usize, limit: usize) -> Self {
+        Memory { few: few.min(FEW), ..Memory::new(limit) }
+    }
+
     /// One without a limit, whose owner [`owners`] tells.
     pub fn owned_by(owner: u32) -> Self {
         Memory { owner: Some(owner), ..Memory::new(0) }
