@@ -304,6 +304,44 @@ static void FLUSH2_of_a_negotiated_session(void **state)
     SSL_CTX_free(server);
 }
 
+/* The session says nothing of where it is cached: it is found among many contexts, small ones and large ones. */
+static void FLUSH2_in_one_of_many_contexts(void **state)
+{
+    enum { CONTEXTS = 24, FEW = 3, MANY = 250 };
+    SSL_CTX *contexts[CONTEXTS];
+    SSL_SESSION *sessions[CONTEXTS][MANY];
+    long now = (long)time(NULL);
+    int wrong = 0;
+
+    (void)state;
+    for (int i = 0; i < CONTEXTS; i++) {
+        int count = i % 8 == 7 ? MANY : FEW;
+
+        contexts[i] = SSL_CTX_new(TLS_method());
+        for (int k = 0; k < count; k++)
+            sessions[i][k] = cached(contexts[i], (unsigned char)(1 + k), now, 1000);
+        /* Some leave before, and are none of its business any more. */
+        SSL_CTX_remove_session(contexts[i], sessions[i][1]);
+    }
+    for (int i = 0; i < CONTEXTS; i++) {
+        int count = i % 8 == 7 ? MANY : FEW;
+
+        for (int k = 0; k < count; k += 2)
+            by_timeout(sessions[i][k], now, 100);
+        by_timeout(sessions[i][1], now, 100);
+        SSL_CTX_flush_sessions(contexts[i], now + 500);
+        wrong += SSL_CTX_sess_number(contexts[i]) != count / 2 - 1;
+        for (int k = i + 1; k < CONTEXTS; k++)
+            wrong += SSL_CTX_sess_number(contexts[k]) != (k % 8 == 7 ? MANY : FEW) - 1;
+    }
+    observe_int("FLUSH2", "contexts, of many, in which a new timeout was overlooked", wrong, 0);
+    for (int i = 0; i < CONTEXTS; i++) {
+        for (int k = 0; k < (i % 8 == 7 ? MANY : FEW); k++)
+            SSL_SESSION_free(sessions[i][k]);
+        SSL_CTX_free(contexts[i]);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -318,6 +356,7 @@ int main(void)
         COUNTED_TEST(FLUSH2_changed_outside_and_added_again),
         OBJECT_TEST(FLUSH2_a_change_in_one_context_leaves_the_other_alone),
         COUNTED_TEST(FLUSH2_one_object_in_two_contexts_is_judged_anew_in_both),
+        OBJECT_TEST(FLUSH2_in_one_of_many_contexts),
         RULE_TEST(FLUSH2_of_a_negotiated_session),
     };
 

@@ -154,10 +154,10 @@ impl<S: Session> Memory<S> {
         let shards = std::iter::repeat_with(|| self.make_shard(Size::FULL, small.listed())).take(SHARDS);
         let Ok(shards) = <Box<[Shard<S>; SHARDS]>>::try_from(shards.collect::<Box<[_]>>()) else { return false };
         let mut locked = small.lock();
-        let has_moved = locked.each().all(|(Turn { expiry, came }, session)| {
+        let has_moved = locked.each().all(|(Turn { expiry, came }, arrived, session)| {
             let (words, hash) = self.find_by(&session.key());
             let moving = Stored { session: session.clone(), words, hash, expiry };
-            of_hash(&shards, hash).lock().insert(moving, came).is_ok()
+            of_hash(&shards, hash).lock().insert_again(moving, came, arrived).is_ok()
         });
         // References are given back when nothing is locked any more.
         if !has_moved {

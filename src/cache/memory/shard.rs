@@ -242,6 +242,12 @@ impl<'s, S: Session> Locked<'s, S> {
 
     /// Gives it back when there is no memory for it. `came` tells the order of those that expire in one second.
     pub fn insert(&mut self, new: Stored<S>, came: u64) -> Result<(), Stored<S>> {
+        self.insert_again(new, came, came)
+    }
+
+    /// The same for one that was in another shard: a session whose time was changed has another place among those that
+    /// expire in one second, and keeps the one that it has by its arrival.
+    pub fn insert_again(&mut self, new: Stored<S>, came: u64, arrived: u64) -> Result<(), Stored<S>> {
         let contents = &mut *self.contents;
         let slot = if contents.free == END { contents.slots.len() as u32 } else { contents.free };
         let room = self.index.reserve(slot, contents.count)
@@ -269,7 +275,7 @@ impl<'s, S: Session> Locked<'s, S> {
         }
         contents.heap.push(Turn { expiry: new.expiry, came }, slot, moved(&mut contents.slots));
         if let Some(arrivals) = &mut contents.arrivals {
-            arrivals.push(Turn::of_arrival(came), slot, moved_up(&mut contents.slots));
+            arrivals.push(Turn::of_arrival(arrived), slot, moved_up(&mut contents.slots));
         }
         Ok(())
     }
@@ -364,10 +370,15 @@ impl<'s, S: Session> Locked<'s, S> {
         self.contents.count
     }
 
-    /// All of them, each with its turn.
-    pub fn each(&self) -> impl Iterator<Item = (Turn, &S)> {
+    /// All of them, each with its turn and the number with which it arrived.
+    pub fn each(&self) -> impl Iterator<Item = (Turn, u64, &S)> {
         self.contents.slots.iter().filter_map(|slot| match slot {
-            Slot::Taken(taken) => Some((self.contents.heap.turn(taken.place), &taken.session)),
+            Slot::Taken(taken) => {
+                let turn = self.contents.heap.turn(taken.place);
+                let arrivals = self.contents.arrivals.as_ref();
+                let arrived = arrivals.map_or(turn.came, |arrivals| arrivals.turn(taken.arrival).came);
+                Some((turn, arrived, &taken.session))
+            }
             Slot::Free { .. } => None,
         })
     }
