@@ -8,7 +8,7 @@
 use crate::gate;
 use once_cell::race::OnceBox;
 use smallvec::SmallVec;
-use std::collections::HashMap;
+use std::collections::hash_map::{Entry, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU32, Ordering::AcqRel, Ordering::Acquire};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -50,7 +50,7 @@ impl Hasher for Hashed {
 
 /// A cache is going to have its first session: whether its sessions are to be listed.
 pub fn enroll(owner: u32) -> bool {
-    if matches!(FIRST.compare_exchange(0, owner + 1, AcqRel, Acquire), Ok(_)) {
+    if FIRST.compare_exchange(0, owner + 1, AcqRel, Acquire).is_ok() {
         return false;
     }
     LISTED.get_or_init(|| Box::new(std::array::from_fn(|_| List::default())));
@@ -65,10 +65,12 @@ fn list(hash: u64) -> Option<MutexGuard<'static, Entries>> {
 /// A session with this hash comes to a cache. Inside the gate.
 pub fn add(hash: u64, owner: u32) {
     let Some(mut entries) = list(hash) else { return };
-    if entries.owner.contains_key(&hash) {
-        entries.more.entry(hash).or_default().push(owner);
-    } else {
-        entries.owner.insert(hash, owner);
+    let Entries { owner: first, more } = &mut *entries;
+    match first.entry(hash) {
+        Entry::Vacant(free) => {
+            free.insert(owner);
+        }
+        Entry::Occupied(_) => more.entry(hash).or_default().push(owner),
     }
 }
 
