@@ -53,7 +53,14 @@ pub fn enroll(owner: u32) -> bool {
     if FIRST.compare_exchange(0, owner + 1, AcqRel, Acquire).is_ok() {
         return false;
     }
-    LISTED.get_or_init(|| Box::new(std::array::from_fn(|_| List::default())));
+    LISTED.get_or_init(|| {
+        // On the heap from the first: some threads have little stack.
+        let lists: Box<[List]> = std::iter::repeat_with(List::default).take(LISTS).collect();
+        match lists.try_into() {
+            Ok(lists) => lists,
+            Err(_) => unreachable!("as many as were asked for"),
+        }
+    });
     true
 }
 
