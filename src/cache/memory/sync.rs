@@ -71,6 +71,10 @@ mod once {
             self.0.get().map(|value| &**value)
         }
 
+        pub fn set(&self, value: Box<T>) -> Result<(), Box<T>> {
+            self.0.set(value)
+        }
+
         pub fn get_or_init(&self, make: impl FnOnce() -> Box<T>) -> &T {
             if self.get().is_none() {
                 let _ = self.0.set(make());
