@@ -169,6 +169,9 @@ SSL_SESSION *SSL_get1_session(SSL *ssl);
  */
 SSL_CTX *SSL_set_SSL_CTX(SSL *ssl, SSL_CTX *ctx);
 
+/* Sets the callback that chooses the certificate of one connection: see SSL_CTX_set_cert_cb. */
+void SSL_set_cert_cb(SSL *s, int (*cb)(SSL *ssl, void *arg), void *arg);
+
 /*
  * Whether a session with this id, of the connection's protocol version, is in the internal cache: 1 or 0. See
  * SSL_CTX_set_generate_session_id(3).
@@ -222,6 +225,23 @@ int SSL_CTX_set_session_id_context(SSL_CTX *ctx, const unsigned char *sid_ctx, u
  * others use as well, sessions do not cross to contexts where that is done in another way.
  */
 void SSL_CTX_set_cert_verify_callback(SSL_CTX *ctx, int (*cb)(X509_STORE_CTX *store, void *arg), void *arg);
+
+/*
+ * Sets a callback of a context by its number: of all there are, SSL_CTX_set_tlsext_servername_callback(3), a macro, is
+ * noted here. Where a cache is shared, what that callback does with a connection tells which sessions are for it. NULL:
+ * 0.
+ */
+long SSL_CTX_callback_ctrl(SSL_CTX *ctx,
+                           int cmd,
+                           void (*fp)(void));
+
+/*
+ * Sets the callback that chooses a connection's certificate (SSL_CTX_set_cert_cb(3)). As to sessions in a shared cache,
+ * see SSL_CTX_callback_ctrl.
+ */
+void SSL_CTX_set_cert_cb(SSL_CTX *c,
+                         int (*cb)(SSL *ssl, void *arg),
+                         void *arg);
 
 /*
  * SSL_CTX_ctrl(3): the cache mode (44, 45), the cache size (42, 43) and the counters (20 to 31) are answered here,

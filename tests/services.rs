@@ -158,13 +158,20 @@ fn iso1_each_setting_of_python() {
     }
 }
 
-/// nginx, started again with a list that revokes the client.
+/// nginx, started again with a list that revokes the client. Its verify callback decides nothing, which only its operator
+/// knows: without a label, what it has seen stays with the server and its workers.
 #[test]
 fn iso1_nginx_and_a_list_of_revoked_certificates() {
     let pki = Pki::new();
     for version in [TLS12, TLS13] {
         let shared = SharedCache::new();
-        let url = shared.url();
+        let one = nginx(&pki, &shared.url(), "");
+        assert_eq!(pki.visit(one.port, version, None, Some("one")), Some(false));
+        assert_eq!(pki.visit(one.port, version, Some("one"), None), Some(true), "{version:?}: its own");
+        let other = nginx(&pki, &shared.url(), "");
+        assert_eq!(pki.visit(other.port, version, Some("one"), None), Some(false), "{version:?}: without a label");
+        drop((one, other));
+        let url = format!("{}&service=web", shared.url());
         assert_eq!(pki.visit(nginx(&pki, &url, "").port, version, None, Some("one")), Some(false));
         let equal = nginx(&pki, &url, "");
         assert_eq!(pki.visit(equal.port, version, Some("one"), None), Some(true), "{version:?}: an equal one");
@@ -189,7 +196,7 @@ fn iso1_virtual_hosts_of_nginx() {
     for version in [TLS12, TLS13] {
         let shared = SharedCache::new();
         let version = [version, &["-servername", "secret.test"]].concat();
-        let serve = |more: &str| nginx_with(&pki, &shared.url(), &host(more));
+        let serve = |more: &str| nginx_with(&pki, &format!("{}&service=web", shared.url()), &host(more));
         let one = serve("");
         assert_eq!(pki.visit(one.port, &version, None, Some("one")), Some(false));
         assert_eq!(pki.visit(one.port, &version, Some("one"), None), Some(true), "{version:?}");

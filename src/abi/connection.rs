@@ -1,11 +1,11 @@
 //! SSL_get_session(3), SSL_set_SSL_CTX(3), SSL_CTX_set_generate_session_id(3): what is asked of a connection
 
 use super::{border, ours};
-use crate::context::Context;
+use crate::context::{Context, LATE_CERTIFICATE};
 use crate::hooks::GENERATE;
 use crate::libssl::types::*;
 use crate::libssl::{context, elsewhere, generator, table, table_of, unclean, Connection};
-use libc::{c_int, c_uchar, c_uint};
+use libc::{c_int, c_uchar, c_uint, c_void};
 use std::ptr::null_mut;
 
 /// The session of a connection, without a reference: it may go with the next operation (GET1, GET3, GET4). NULL where
@@ -64,6 +64,30 @@ pub unsafe extern "C-unwind" fn SSL_set_SSL_CTX(ssl: *mut SSL, ctx: *mut SSL_CTX
             }
         })
     })
+}
+
+/// Sets the callback that chooses the certificate of one connection: see SSL_CTX_set_cert_cb.
+///
+/// # Safety
+/// `s` is NULL or a live connection, `cb` a function of this type.
+#[no_mangle]
+pub unsafe extern "C-unwind" fn SSL_set_cert_cb(
+    s: *mut SSL,
+    cb: Option<unsafe extern "C-unwind" fn(ssl: *mut SSL, arg: *mut c_void) -> c_int>,
+    arg: *mut c_void,
+) {
+    border((), || {
+        // SAFETY: by the caller's promise.
+        let (connection, other) = unsafe { (Connection::borrow(s)?, elsewhere(s)) };
+        if other.is_none() && cb.is_some() {
+            if let Some(context) = Context::of(&connection) {
+                context.note_late(LATE_CERTIFICATE);
+            }
+        }
+        // SAFETY: by the caller's promise.
+        unsafe { (other.unwrap_or_else(table).SSL_set_cert_cb)(s, cb, arg) };
+        Some(())
+    });
 }
 
 /// Whether a session with this id, of the connection's protocol version, is in the internal cache: 1 or 0 (ID1).

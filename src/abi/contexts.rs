@@ -1,12 +1,12 @@
 //! SSL_CTX_new(3), SSL_CTX_set_session_id_context(3), SSL_new(3): where the takeover and the connections begin
 
 use super::{border, ours};
-use crate::context::Context;
+use crate::context::{Context, LATE_CERTIFICATE, LATE_NAME};
 use crate::hooks::{GENERATE, HOOKS};
 use crate::libssl::context::{self, Make};
 use crate::libssl::types::*;
 use crate::libssl::{prepare_marker, table, table_of, Connection, Ctx};
-use libc::{c_char, c_int, c_uchar, c_uint, c_void};
+use libc::{c_char, c_int, c_long, c_uchar, c_uint, c_void};
 use std::ptr::null_mut;
 use std::slice::from_raw_parts;
 
@@ -104,6 +104,54 @@ pub unsafe extern "C-unwind" fn SSL_CTX_set_cert_verify_callback(
         // SAFETY: by the caller's promise.
         unsafe { (table_of(ctx).SSL_CTX_set_cert_verify_callback)(ctx, cb, arg) };
         ours(ctx)?.set_cert_verify(cb, arg);
+        Some(())
+    });
+}
+
+/// Sets a callback of a context by its number: of all there are, SSL_CTX_set_tlsext_servername_callback(3), a macro, is
+/// noted here. Where a cache is shared, what that callback does with a connection tells which sessions are for it. NULL: 0.
+///
+/// # Safety
+/// `ctx` is NULL or a live SSL_CTX, `fp` a function of the type that `cmd` asks for.
+#[no_mangle]
+pub unsafe extern "C-unwind" fn SSL_CTX_callback_ctrl(
+    ctx: *mut SSL_CTX,
+    cmd: c_int,
+    fp: Option<unsafe extern "C-unwind" fn()>,
+) -> c_long {
+    const SET_TLSEXT_SERVERNAME_CB: c_int = 53; // SSL_CTRL_SET_TLSEXT_SERVERNAME_CB
+    border(0, || {
+        if ctx.is_null() {
+            return None;
+        }
+        if let Some(context) = ours(ctx).filter(|_| cmd == SET_TLSEXT_SERVERNAME_CB && fp.is_some()) {
+            context.note_late(LATE_NAME);
+        }
+        // SAFETY: by the caller's promise.
+        Some(unsafe { (table_of(ctx).SSL_CTX_callback_ctrl)(ctx, cmd, fp) })
+    })
+}
+
+/// Sets the callback that chooses a connection's certificate (SSL_CTX_set_cert_cb(3)). As to sessions in a shared cache, see
+/// SSL_CTX_callback_ctrl.
+///
+/// # Safety
+/// `c` is NULL or a live SSL_CTX, `cb` a function of this type.
+#[no_mangle]
+pub unsafe extern "C-unwind" fn SSL_CTX_set_cert_cb(
+    c: *mut SSL_CTX,
+    cb: Option<unsafe extern "C-unwind" fn(ssl: *mut SSL, arg: *mut c_void) -> c_int>,
+    arg: *mut c_void,
+) {
+    border((), || {
+        if c.is_null() {
+            return None;
+        }
+        if let Some(context) = ours(c).filter(|_| cb.is_some()) {
+            context.note_late(LATE_CERTIFICATE);
+        }
+        // SAFETY: by the caller's promise.
+        unsafe { (table_of(c).SSL_CTX_set_cert_cb)(c, cb, arg) };
         Some(())
     });
 }

@@ -11,7 +11,8 @@ mod spent;
 use crate::cache::{self, Cache, Collision, Departure, Eviction, Inserted, Key, Place, Seconds, Session as _};
 use crate::config::{self, IdContext, Internal, Reverify, Semantics, Tickets, Unclean};
 use crate::libssl::{self, now, types::*};
-use crate::libssl::{Connection, Ctx, CtxCell, Deviation, Hooks, Learned, Service, Session, SessionTable, Slot};
+use crate::libssl::{added_tag, kept_tag, Expected, Learned, Tag};
+use crate::libssl::{Connection, Ctx, CtxCell, Hooks, Service, Session, SessionTable, Slot};
 use crate::{cancel, gate, log, totals};
 use caches::Caches;
 use counters::{Count, Counters, GROUPS};
@@ -52,6 +53,10 @@ pub struct Context {
     vouching: AtomicBool,
     /// A connection was a client's.
     has_clients: AtomicBool,
+    /// Which callbacks the program has that may change a connection after the lookup: bits of `LATE_`.
+    late: AtomicU32,
+    /// Whether the SSL_CTX is known to be there, for who does not keep it alive. Read inside the gate.
+    alive: parking_lot::RwLock<bool>,
     /// SSL_CTX_free has begun.
     ending: AtomicBool,
     /// Nothing is stored any more.
@@ -83,6 +88,10 @@ struct Picture {
 
 /// What libssl counts otherwise while the cache is ours: each hit is one of a callback to it.
 const UNLIKE: [u32; 3] = [SSL_CTRL_SESS_CB_HIT, SSL_CTRL_SESS_MISSES, SSL_CTRL_SESS_CACHE_FULL];
+
+/// A servername callback, and a cert_cb.
+pub const LATE_NAME: u32 = 1;
+pub const LATE_CERTIFICATE: u32 = 2;
 
 /// Which side of a connection a session was negotiated on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -147,6 +156,8 @@ impl Context {
             has_generator: AtomicBool::new(false),
             vouching: AtomicBool::new(false),
             has_clients: AtomicBool::new(false),
+            late: AtomicU32::new(0),
+            alive: parking_lot::RwLock::new(false),
             ending: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             new_callback: Slot::<NewCallback>::empty(),
@@ -189,6 +200,7 @@ impl Context {
             context.learned.forget();
             context.sized.store(false, Relaxed);
             context.has_clients.store(false, Relaxed);
+            context.late.store(0, Relaxed);
             context.set_tickets(config.tickets);
             context.set_unclean(config.unclean);
             context.internal.store(config.internal as u32, Relaxed);
@@ -206,6 +218,7 @@ impl Context {
             context.choose_ids(generate);
             context.set_semantics(semantics);
             context.set_mode(SSL_SESS_CACHE_SERVER);
+            context.set_alive(true);
             true
         });
         if taken.is_some() {
@@ -241,6 +254,7 @@ impl Context {
     fn hand_back(&self, ctx: Ctx, hooks: Hooks, hits: c_long) {
         let corrections = UNLIKE.map(|command| self.statistic(command) - ctx.counter(command));
         if registry::retire(ctx.as_ptr()) {
+            self.set_alive(false); // nobody is going to hear of its end
             for ((to, command), correction) in self.corrections.iter().zip(UNLIKE).zip(corrections) {
                 let counted = if command == SSL_CTRL_SESS_CB_HIT { hits } else { 0 };
                 to.store(correction - counted, Relaxed);
@@ -376,28 +390,108 @@ impl Context {
         }
     }
 
-    /// What the sessions of `connection` carry in a shared cache, now that its handshake has been made.
-    fn tag(&self, connection: &Connection) -> [u64; 2] {
+    /// What `session` carries in a shared cache, which came of a handshake of `connection`.
+    fn tag(&self, connection: &Connection, session: &Session) -> Tag {
         let Some(ctx) = self.ctx() else { return [0; 2] };
-        let now = self.service.deviation(connection, ctx);
+        let current = self.current(connection);
+        let switched = current.and_then(|current| Some(current.service.identity(current.ctx()?)));
+        let now = self.service.deviation(connection, ctx, current.map(|current| &current.service), true);
+        let before = connection.told();
+        if before == 0 {
+            connection.note_told(now.number());
+        }
+        // Another handshake on the connection, or a client certificate asked for after it: what became of the first one
+        // tells nothing of this session.
+        let is_told_anew = before != 0 && before != now.number();
         let name = connection.name();
         if connection.is_resumed() {
-            // Not all callbacks are called then: what they did in the full handshake is known.
-            let learned = self.learned.look(&name).unwrap_or(now);
-            return learned.tag(learned_identity(&learned).unwrap_or_default());
+            return match connection.found() {
+                // Nobody here found it: the client has a key of its own and the server's (PSK), or a sealed ticket.
+                [0, 0] => kept_tag(now.tag(&name, switched.unwrap_or_default()), self.service.own()),
+                _ if is_told_anew => kept_tag(now.tag(&name, switched.unwrap_or_default()), self.service.own()),
+                tag => tag,
+            };
         }
-        let tag = now.tag(current_identity(&now));
-        self.learned.note(name, now);
-        tag
+        let tag = now.tag(&name, switched.unwrap_or_default());
+        if before == 0 && self.late(current) != 0 {
+            self.learned.note(name, now, is_alive);
+        }
+        let stays = is_told_anew
+            || now.has_store
+            || switched.is_none()
+            || connection.has_psk()
+            || session.has_peer() && self.judges_by_itself(connection, current);
+        match stays {
+            true => kept_tag(tag, self.service.own()),
+            false => tag,
+        }
     }
 
-    /// The same for a connection whose client proposes a session, and the context that it is going to be switched to. `None`
-    /// if that cannot be told.
-    fn expected_tag(&self, connection: &Connection, ctx: Ctx) -> Option<([u64; 2], Option<&'static Context>)> {
-        let now = self.service.deviation(connection, ctx);
-        let expected = self.learned.expect(connection, now)?;
-        let switched = (expected.ctx != 0).then(|| registry::find(expected.ctx as *mut SSL_CTX)).flatten();
-        Some((expected.tag(learned_identity(&expected)?), switched))
+    /// Whether a client's certificate is judged by a function of the program's, which may look at data that no other
+    /// process has. The label of the cache's URL says that the program's functions are equal wherever they look equal.
+    fn judges_by_itself(&self, connection: &Connection, current: Option<&Context>) -> bool {
+        !self.service.has_label()
+            && (connection.calls_back() || current.is_none_or(|current| current.service.has_cert_verify()))
+    }
+
+    /// The context that a connection has now; `None` for one that is not ours.
+    fn current(&self, connection: &Connection) -> Option<&Context> {
+        let current = connection.current();
+        match self.ctx() {
+            Some(ctx) if ctx.as_ptr() == current => Some(self),
+            _ => registry::find(current).map(|context| context as &Context),
+        }
+    }
+
+    /// Which callbacks may change a connection after the lookup. One whose context is not ours has all.
+    fn late(&self, current: Option<&Context>) -> u32 {
+        let of_current = current.map_or(LATE_NAME | LATE_CERTIFICATE, |current| current.late.load(Relaxed));
+        self.late.load(Relaxed) | of_current
+    }
+
+    /// The program sets a callback that may change connections after the lookup.
+    pub fn note_late(&self, callback: u32) {
+        self.late.fetch_or(callback, Relaxed);
+    }
+
+    /// What a session must carry to be resumed by a connection whose client proposes it, and the context that it is going
+    /// to be switched to. `None` if that cannot be told.
+    fn expected_tag(&self, connection: &Connection, ctx: Ctx) -> Option<(Tag, Option<&'static Context>)> {
+        let current = self.current(connection);
+        // An address that its client must have is looked at when its certificate is verified again.
+        let with_ip = !self.reverifies();
+        let now = self.service.deviation(connection, ctx, current.map(|current| &current.service), with_ip);
+        let name = connection.asked_name();
+        let expected = match self.late(current) {
+            0 => now,
+            late => match self.learned.expect(&name, now, connection.verify_mode(), is_alive) {
+                Expected::Outcome(expected) => expected,
+                // Who asks for no name is taken for one whom the servername callback does nothing for.
+                Expected::Unknown if name.is_empty() && late == LATE_NAME => now,
+                _ => return None,
+            },
+        };
+        if expected.ctx == 0 {
+            return Some((expected.tag(&name, [0; 2]), None));
+        }
+        let switched = registry::find(expected.ctx as *mut SSL_CTX)?;
+        Some((expected.tag(&name, switched.known_identity(expected.ctx)?), Some(switched)))
+    }
+
+    /// The identity of the SSL_CTX at `address`, which nobody need keep alive. `None` if it is gone, or was changed since a
+    /// connection was last switched to it.
+    fn known_identity(&self, address: usize) -> Option<[u64; 2]> {
+        let _inside = gate::enter();
+        let alive = self.alive.try_read()?;
+        let ctx = self.ctx().filter(|ctx| *alive && ctx.as_ptr() as usize == address)?;
+        // Without its sentinel, nobody would hear of its end.
+        (self.sentinel.load(Relaxed) != 0).then(|| self.service.known_identity(ctx))?
+    }
+
+    /// Waits until nobody looks at the SSL_CTX.
+    fn set_alive(&self, alive: bool) {
+        let _inside = gate::enter();
+        *self.alive.write() = alive;
     }
 
     /// A connection is switched to this context: it is as it is now.
@@ -475,11 +569,16 @@ impl Context {
     /// meant.
     fn cache(&self) -> InUse<'_> {
         let cache = self.caches.current();
-        let off = self.caches.is_shared().then(cancel::off);
-        if let Some(ctx) = self.ctx().filter(|_| off.is_some()) {
-            cache.set_service(self.service.identity(ctx));
+        if !self.caches.is_shared() {
+            return InUse { cache, _off: None };
         }
-        InUse { cache, _off: off }
+        // Working it out may call the program.
+        let identity = self.ctx().map(|ctx| self.service.identity(ctx));
+        let off = cancel::off();
+        if let Some(identity) = identity {
+            cache.set_service(identity);
+        }
+        InUse { cache, _off: Some(off) }
     }
 
     /// Where the sessions of clients are, while those of servers are in a cache that others use: in this process. No library
@@ -658,12 +757,29 @@ impl Context {
             session.set_time(now());
         }
         let role = self.role_of(session);
-        let inserted = self.store(session.clone(), Collision::Replace, role);
+        let tagged = match role {
+            Role::Server if self.caches.is_shared() => self.tagged(session),
+            _ => session.clone(),
+        };
+        let inserted = self.store(tagged, Collision::Replace, role);
         // ADD3, stock: also the time of a session that is cached already was rewritten.
         if inserted == Inserted::Same && !self.is_documented() {
             self.cache_of(role).expiry_changed(session);
         }
         matches!(inserted, Inserted::Added | Inserted::Replaced)
+    }
+
+    /// A session that the program adds to a cache that others use. It is for this SSL_CTX, unless its handshake tells more.
+    fn tagged(&self, session: &Session) -> Session {
+        if let Some(tag) = Negotiated::tag(session) {
+            return session.with_tag(tag);
+        }
+        match self.cache().get(&session.key()) {
+            Some(cached) if cached.has_secret_of(session) => {
+                session.with_chain(cached.chain().cloned()).with_tag(cached.tag())
+            }
+            _ => session.with_tag(added_tag(self.service.own())),
+        }
     }
 
     /// Removes what has `session`'s id and marks `session` (ADD5, ADD6). Whether something was removed. `caller` is the
@@ -814,6 +930,7 @@ impl Context {
         if self.ending.swap(true, Relaxed) {
             return;
         }
+        self.set_alive(false);
         // What is in memory. A shared cache goes on without this context.
         let own = self.caches.memory();
         let clear = || {
@@ -881,21 +998,33 @@ fn expiry_changed_elsewhere(session: &Session) {
     }
 }
 
-/// The identity of the context that a connection was switched to and which it keeps alive.
-fn current_identity(deviation: &Deviation) -> [u64; 2] {
-    let context = (deviation.ctx != 0).then(|| registry::find(deviation.ctx as *mut SSL_CTX)).flatten();
-    match context.and_then(|context| Some((context, context.ctx()?))) {
-        Some((context, ctx)) => context.service.identity(ctx),
-        // One that is not ours cannot be compared.
-        None => [deviation.ctx as u64, std::process::id().into()],
+/// Whether there is an SSL_CTX of ours at `ctx`; 0 is the one that caches.
+fn is_alive(ctx: usize) -> bool {
+    ctx == 0 || registry::find(ctx as *mut SSL_CTX).is_some()
+}
+
+thread_local! {
+    /// The session whose new_cb is running on this thread, and its tag.
+    static NEGOTIATED: Cell<(usize, Tag)> = const { Cell::new((0, [0; 2])) };
+}
+
+/// While a program's new_cb runs: a session that it adds itself is the one that was negotiated.
+struct Negotiated((usize, Tag));
+
+impl Negotiated {
+    fn begin(session: &Session, tag: Tag) -> Negotiated {
+        Negotiated(NEGOTIATED.replace((session.as_ptr() as usize, tag)))
+    }
+
+    fn tag(session: &Session) -> Option<Tag> {
+        let (address, tag) = NEGOTIATED.get();
+        (address == session.as_ptr() as usize && tag != [0; 2]).then_some(tag)
     }
 }
 
-/// The same for one that need not be alive any more: as it was when a connection was last switched to it.
-fn learned_identity(deviation: &Deviation) -> Option<[u64; 2]> {
-    match deviation.ctx {
-        0 => Some([0; 2]),
-        ctx => Some(registry::find(ctx as *mut SSL_CTX)?.service.last_identity()),
+impl Drop for Negotiated {
+    fn drop(&mut self) {
+        NEGOTIATED.set(self.0);
     }
 }
 
@@ -910,6 +1039,9 @@ impl Context {
         if self.closed.load(Relaxed) {
             return Inserted::Refused;
         }
+        // One that comes from the program, which knows how its connection was told to be: it is for this SSL_CTX.
+        let is_bare = role == Role::Server && session.tag() == [0; 2] && self.caches.is_shared();
+        let session = if is_bare { session.with_tag(added_tag(self.service.own())) } else { session };
         if self.vouching.load(Relaxed) {
             is_just_issued(session.id()); // from now on it is not: where libssl is built -Bsymbolic, it never asked
         }
@@ -1019,12 +1151,14 @@ impl Context {
         }
         let chain = (role == Role::Server && self.reverifies()).then(|| connection.chain()).flatten();
         let shares = role == Role::Server && self.caches.current().is_shared();
-        let tag = if shares { self.tag(connection) } else { [0; 2] };
+        let tag = if shares { self.tag(connection, session) } else { [0; 2] };
         let session = &session.with_chain(chain).with_tag(tag);
         if mode & SSL_SESS_CACHE_NO_INTERNAL_STORE == 0 && self.is_looked_up_later(connection) {
             self.store(session.clone(), Collision::Replace, role);
         }
+        let negotiated = shares.then(|| Negotiated::begin(session, tag));
         let Some(keeps) = self.new_callback.call(connection, session) else { return false };
+        drop(negotiated);
         // CB3. It is not marked and remove_cb is not called: programs that have just stored it as bytes return 0, and
         // would delete what they stored. Under REPRISE_INTERNAL=always servers keep it: nothing that the program says is
         // against their cache.
@@ -1049,16 +1183,25 @@ impl Context {
         let ctx = self.ctx()?;
         let key = Key::new(connection.version(), id)?;
         let once = connection.has_anti_replay(ctx);
+        ctx.withdraw_claim();
+        let found = self.find(ctx, connection, &key, once);
+        if self.caches.current().is_shared() {
+            connection.note_found(found.as_ref());
+        }
+        found
+    }
+
+    fn find(&self, ctx: Ctx, connection: &Connection, key: &Key, once: bool) -> Option<Session> {
         if !self.has_mode(SSL_SESS_CACHE_NO_INTERNAL_LOOKUP) {
-            if self.vouching.load(Relaxed) && self.cache().refuses(id) {
+            if self.vouching.load(Relaxed) && self.cache().refuses(key.id()) {
                 self.count(Count::Misses);
-                return self.lookup_external(ctx, connection, &key, once);
+                return self.lookup_external(ctx, connection, key, once);
             }
-            if let Some(session) = self.lookup_internal(ctx, connection, &key, once) {
+            if let Some(session) = self.lookup_internal(ctx, connection, key, once) {
                 return Some(session);
             }
         }
-        self.lookup_external(ctx, connection, &key, once)
+        self.lookup_external(ctx, connection, key, once)
     }
 
     fn lookup_internal(&self, ctx: Ctx, connection: &Connection, key: &Key, once: bool) -> Option<Session> {
@@ -1068,21 +1211,26 @@ impl Context {
             return None;
         };
         if once {
-            self.count(Count::Taken);
-            totals::sessions(-1);
-            // The external cache may have it too, and may have been asked for it in the meantime.
-            let is_replay =
-                self.is_documented() && self.get_callback.is_set() && !self.spent.spend(key, &session, now());
-            // Libssl ignores one that is marked, and then does not ask for the removal that a claim waits for.
-            let is_unusable =
-                || !session.is_resumable() || self.is_too_old(&session) || !self.still_accepts(connection, &session);
-            if is_replay || is_unusable() {
-                // It has left the cache all the same (CB5).
-                self.count(if is_replay { Count::Replays } else { Count::Unusable });
-                session.mark();
-                self.notify(&session);
+            // What is not resumed now has left all the same, and the program hears of it (CB5).
+            if self.is_too_old(&session) {
+                self.count(Count::Misses);
+                self.departed(session, Count::Expired);
                 return None;
             }
+            // Libssl would refuse a marked one before it asks for the removal that `claim` waits for.
+            if !session.is_resumable() || !self.still_accepts(connection, &session) {
+                self.count(Count::Unusable);
+                self.departed(session, Count::Removed);
+                return None;
+            }
+            // The external cache may have it too, and may have been asked for it in the meantime.
+            if self.is_documented() && self.get_callback.is_set() && !self.spent.spend(key, &session, now()) {
+                self.count(Count::Replays);
+                self.departed(session, Count::Removed);
+                return None;
+            }
+            self.count(Count::Taken);
+            totals::sessions(-1);
             self.count(Count::Hits);
             ctx.claim(&session);
             return Some(session);
@@ -1113,18 +1261,23 @@ impl Context {
         if !shares && !reverifies {
             return true;
         }
-        // Verifying may read files.
-        let _off = cancel::off();
         let mut store = None;
         if shares {
-            match self.ctx().and_then(|ctx| self.expected_tag(connection, ctx)) {
-                Some((tag, switched)) if tag == session.tag() => {
-                    store = switched.filter(|_| reverifies).and_then(|context| context.service.store());
-                }
-                _ => return false,
+            let expected = self.ctx().and_then(|ctx| self.expected_tag(connection, ctx));
+            if !self.admits(session.tag(), expected.map(|(tag, _)| tag)) {
+                return false;
             }
+            let switched = expected.and_then(|(_, switched)| switched).filter(|_| reverifies);
+            store = switched.and_then(|context| context.service.store());
         }
         !reverifies || connection.would_accept(session, store.as_ref())
+    }
+
+    /// Whether a session with `tag` is for a connection that expects `expected`.
+    fn admits(&self, tag: Tag, expected: Option<Tag>) -> bool {
+        expected == Some(tag)
+            || expected.is_some_and(|expected| kept_tag(expected, self.service.own()) == tag)
+            || added_tag(self.service.own()) == tag
     }
 
     fn lookup_external(&self, ctx: Ctx, connection: &Connection, key: &Key, once: bool) -> Option<Session> {
@@ -1154,7 +1307,7 @@ impl Context {
                 self.count(Count::Replays);
                 return None;
             }
-            if self.is_documented() || stores {
+            if (self.is_documented() || stores) && session.is_resumable() {
                 self.count(Count::Taken);
                 self.counters.taken_outside();
                 ctx.claim(&session);

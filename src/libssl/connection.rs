@@ -4,7 +4,7 @@
 //! is asked in a way that does not.
 
 use super::types::*;
-use super::{context, table, Ctx};
+use super::{context, table, Ctx, Session, Tag};
 use std::ptr::NonNull;
 
 /// A live connection, borrowed for one call.
@@ -86,6 +86,56 @@ impl Connection {
         if !self.is_quic() && ctx.options() & u64::from(OP_NO_TICKET) == 0 {
             // SAFETY: the connection is alive.
             unsafe { (table().SSL_clear_options)(self.as_ptr(), OP_NO_TICKET.into()) };
+        }
+    }
+
+    /// What [`Deviation::number`](super::Deviation::number) was when this connection's first handshake ended. 0: that is
+    /// still to come.
+    pub fn told(&self) -> usize {
+        // SAFETY: the connection is alive.
+        unsafe { context::noted(self.as_ptr(), context::TOLD) }
+    }
+
+    pub fn note_told(&self, number: usize) {
+        // SAFETY: the connection is alive.
+        unsafe { context::note(self.as_ptr(), context::TOLD, number) };
+    }
+
+    /// A lookup has found `session` for this connection, or nothing. Tickets that are issued on a resumed connection are
+    /// for those that could resume the first one.
+    pub fn note_found(&self, session: Option<&Session>) {
+        // Up to TLS 1.2 none are. A session that libssl passes over for the client's next one has not been resumed.
+        let tag = session.filter(|session| self.is_tls13() && self.has_digest_of(session)).map_or([0; 2], Session::tag);
+        if tag != [0; 2] || self.found() != [0; 2] {
+            for (place, word) in context::RESUMED.into_iter().zip(tag) {
+                // SAFETY: the connection is alive.
+                unsafe { context::note(self.as_ptr(), place, word as usize) };
+            }
+        }
+    }
+
+    /// The tag of the session that was found last, all 0 if there was none.
+    pub fn found(&self) -> Tag {
+        // SAFETY: the connection is alive.
+        context::RESUMED.map(|place| unsafe { context::noted(self.as_ptr(), place) } as u64)
+    }
+
+    /// The connection is used again for another one.
+    pub fn forget_notes(&self) {
+        if self.told() != 0 {
+            self.note_told(0);
+        }
+        self.note_found(None);
+    }
+
+    /// Whether the cipher that libssl has chosen for a TLS 1.3 connection can resume `session`.
+    fn has_digest_of(&self, session: &Session) -> bool {
+        // SAFETY: both are alive, ciphers are static, and the digests of equal name are one object.
+        unsafe {
+            let chosen = (table().SSL_get_pending_cipher)(self.as_ptr());
+            let before = (table().SSL_SESSION_get0_cipher)(session.as_ptr());
+            let digest = |cipher| (table().SSL_CIPHER_get_handshake_digest)(cipher);
+            !chosen.is_null() && !before.is_null() && digest(chosen) == digest(before)
         }
     }
 

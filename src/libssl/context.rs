@@ -39,7 +39,15 @@ thread_local! {
     static INSIDE: Cell<*mut SSL_CTX> = const { Cell::new(null_mut()) };
     static CREATING: Cell<bool> = const { Cell::new(false) };
     /// The session that `claim` handed to libssl on this thread and that libssl will ask to remove next.
-    static CLAIMED: Cell<(*mut SSL_CTX, *mut SSL_SESSION)> = const { Cell::new((null_mut(), null_mut())) };
+    static CLAIMED: Cell<Claim> = const { Cell::new(Claim { ctx: null_mut(), session: null_mut(), key: None }) };
+}
+
+/// By the addresses of both, which need not be alive any more.
+#[derive(Clone, Copy)]
+struct Claim {
+    ctx: *mut SSL_CTX,
+    session: *mut SSL_SESSION,
+    key: Option<Key>,
 }
 
 /// How many threads are inside, and how many claims stand: mostly none, and then no thread need look for its own.
@@ -247,21 +255,42 @@ impl Ctx {
         let _inside = Inside::enter(self);
         // SAFETY: both are alive, and adding takes a reference of its own.
         unsafe { (table().SSL_CTX_add_session)(self.as_ptr(), token.as_ptr()) };
-        if CLAIMED.replace((self.as_ptr(), session.as_ptr())).0.is_null() {
+        let claim = Claim { ctx: self.as_ptr(), session: session.as_ptr(), key: Some(session.key()) };
+        if CLAIMED.replace(claim).ctx.is_null() {
             ANY_CLAIMED.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Another lookup on this thread: libssl is not going to ask for what was claimed before. It refused that session for
+    /// another reason.
+    pub fn withdraw_claim(self) {
+        if ANY_CLAIMED.load(Relaxed) == 0 {
+            return;
+        }
+        let claim = CLAIMED.replace(Claim { ctx: null_mut(), session: null_mut(), key: None });
+        if claim.ctx.is_null() {
+            return;
+        }
+        ANY_CLAIMED.fetch_sub(1, Relaxed);
+        // Another context may have gone, and its own cache with it.
+        if claim.ctx == self.as_ptr() {
+            if let Some(token) = claim.key.and_then(|key| Session::placeholder(&key)) {
+                self.remove_own(&token);
+            }
         }
     }
 
     /// Whether libssl asks for the removal that `claim` waits for.
     pub fn is_claimed(self, session: &Session) -> bool {
-        ANY_CLAIMED.load(Relaxed) > 0 && CLAIMED.get() == (self.as_ptr(), session.as_ptr())
+        let claim = CLAIMED.get();
+        ANY_CLAIMED.load(Relaxed) > 0 && (claim.ctx, claim.session) == (self.as_ptr(), session.as_ptr())
     }
 
     /// The same, and uses the claim up.
     pub fn redeem(self, session: &Session) -> bool {
         let claimed = self.is_claimed(session);
         if claimed {
-            CLAIMED.set((null_mut(), null_mut()));
+            CLAIMED.set(Claim { ctx: null_mut(), session: null_mut(), key: None });
             ANY_CLAIMED.fetch_sub(1, Relaxed);
         }
         claimed
@@ -375,6 +404,10 @@ static PLACE: AtomicI32 = AtomicI32::new(-1);
 /// program's where OSSL_LIB_CTX_set0_default has changed the counter. This one is beyond what programs ask for, and costs a
 /// connection that changes over 2 kB.
 const FAR_PLACE: c_int = 255;
+/// Where [`Connection`](super::Connection) keeps what it has been told and the tag of the session that it resumes, while its
+/// cache is one that others use. As far, for the same reason.
+pub const RESUMED: [c_int; 2] = [253, 254];
+pub const TOLD: c_int = 252;
 const SSL_CLASS: c_int = 0; // CRYPTO_EX_INDEX_SSL
 
 /// Until a first SSL_set_SSL_CTX, no connection need be asked.
@@ -421,6 +454,32 @@ fn find_place() -> c_int {
     let _ = PLACE.compare_exchange(-1, place, Relaxed, Relaxed);
     EVER_SWITCHED.store(true, Relaxed);
     PLACE.load(Relaxed)
+}
+
+/// SSL_dup fails for an SSL that has ex_data where no place was ever given out.
+static EVER_NOTED: AtomicBool = AtomicBool::new(false);
+
+/// Keeps a number with a connection, at a place of ours.
+///
+/// # Safety
+/// `ssl` is alive.
+pub unsafe fn note(ssl: *mut SSL, place: c_int, number: usize) {
+    // SAFETY: by the caller's promise. The number is not followed by anybody.
+    unsafe {
+        if !EVER_NOTED.swap(true, Relaxed) {
+            (table().CRYPTO_get_ex_new_index)(SSL_CLASS, 0, null_mut(), null_mut(), null_mut(), null_mut());
+        }
+        (table().SSL_set_ex_data)(ssl, place, number as *mut libc::c_void);
+    }
+}
+
+/// What `note` has kept there, or 0.
+///
+/// # Safety
+/// `ssl` is alive.
+pub unsafe fn noted(ssl: *const SSL, place: c_int) -> usize {
+    // SAFETY: by the caller's promise.
+    EVER_NOTED.load(Relaxed).then(|| unsafe { (table().SSL_get_ex_data)(ssl, place) } as usize).unwrap_or(0)
 }
 
 /// SSL_set_SSL_CTX, noting the context that `ssl` was made with: libssl goes on caching there.

@@ -5,16 +5,17 @@
 //! content. What has no content to compare (a callback in code without a build id, or with an argument) is written as
 //! a number that only this SSL_CTX has, and those forked from it.
 
-use super::service::Known;
+use super::service::{self, Known};
 use super::types::{SSL, SSL_CTX, X509};
 use super::{is_3_or_later, module, table};
 use libc::{c_char, c_int, c_long, c_void};
 use std::ffi::CStr;
 use std::ptr::{null, null_mut, NonNull};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use xxhash_rust::xxh3::xxh3_64;
 
 /// Raised whenever what is digested changes: two versions of Reprise do not take their services for equal.
-const FORMAT: u64 = 2;
+const FORMAT: u64 = 3;
 const DIGEST: usize = 32;
 
 /// The bits of SSL_CTX_set_options(3) that forbid a protocol version.
@@ -23,17 +24,22 @@ pub const PROTOCOL_OPTIONS: u64 = 0x3e00_0000;
 const SET_CURRENT_CERT: c_int = 117; // SSL_CTRL_SET_CURRENT_CERT
 const GET_MIN_PROTO_VERSION: c_int = 130; // SSL_CTRL_GET_MIN_PROTO_VERSION
 const GET_MAX_PROTO_VERSION: c_int = 131; // SSL_CTRL_GET_MAX_PROTO_VERSION
-pub const GET_VERIFY_CERT_STORE: c_int = 137; // SSL_CTRL_GET_VERIFY_CERT_STORE, which 1.1.1 does not know
+const GET_VERIFY_CERT_STORE: c_int = 137; // SSL_CTRL_GET_VERIFY_CERT_STORE, which 1.1.1 does not know
 
 /// Parts, each after its label and length.
-struct Transcript<'a> {
+struct Transcript {
     parts: Vec<u8>,
-    known: &'a Known,
+    /// What no other SSL_CTX has.
+    own: [u8; 16],
     /// Every object could be digested.
     complete: bool,
 }
 
-impl Transcript<'_> {
+impl Transcript {
+    fn new(own: [u8; 16]) -> Transcript {
+        Transcript { parts: Vec::new(), own, complete: true }
+    }
+
     fn bytes(&mut self, label: &str, bytes: &[u8]) {
         self.parts.push(label.len() as u8);
         self.parts.extend_from_slice(label.as_bytes());
@@ -76,7 +82,7 @@ impl Transcript<'_> {
 
     /// What cannot be compared with anything in another process.
     fn only_here(&mut self, label: &str, address: usize) {
-        let own = self.known.own;
+        let own = self.own;
         self.bytes(label, &own);
         self.number("address", address as u64);
     }
@@ -145,17 +151,12 @@ impl Transcript<'_> {
         // SAFETY: by the caller's promise; addresses are compared.
         unsafe {
             self.parameters((table.X509_STORE_get0_param)(store));
-            self.callback("verify", (table.X509_STORE_get_verify)(store));
-            self.callback("verify_cb", (table.X509_STORE_get_verify_cb)(store));
-            self.callback("get_issuer", (table.X509_STORE_get_get_issuer)(store));
-            self.callback("check_issued", (table.X509_STORE_get_check_issued)(store));
-            self.callback("check_revocation", (table.X509_STORE_get_check_revocation)(store));
-            self.callback("get_crl", (table.X509_STORE_get_get_crl)(store));
-            self.callback("check_crl", (table.X509_STORE_get_check_crl)(store));
-            self.callback("cert_crl", (table.X509_STORE_get_cert_crl)(store));
-            self.callback("check_policy", (table.X509_STORE_get_check_policy)(store));
-            self.callback("lookup_certs", (table.X509_STORE_get_lookup_certs)(store));
-            self.callback("lookup_crls", (table.X509_STORE_get_lookup_crls)(store));
+            for callback in store_callbacks(store) {
+                match callback.is_null() {
+                    true => self.bytes("no callback", &[]),
+                    false => self.callback("callback", callback),
+                }
+            }
         }
     }
 
@@ -176,7 +177,7 @@ impl Transcript<'_> {
 /// context may have no provider of it.
 pub fn identity(ctx: *mut SSL_CTX, known: &Known) -> Option<[u64; 2]> {
     let table = table();
-    let mut all = Transcript { parts: Vec::new(), known, complete: true };
+    let mut all = Transcript::new(known.own);
     all.number("reprise", FORMAT);
     // Sessions of 1.1.1 and of later versions are not written alike.
     all.number("openssl", if is_3_or_later() { 3 } else { 1 });
@@ -227,6 +228,89 @@ pub fn identity(ctx: *mut SSL_CTX, known: &Known) -> Option<[u64; 2]> {
     all.finish()
 }
 
+/// What a connection was told of verification that its context was not: the mode, the callback and the parameters.
+///
+/// # Safety
+/// `param` is alive.
+pub unsafe fn verification(mode: c_int, callback: *const c_void, param: *mut c_void, own: [u8; 16]) -> [u64; 2] {
+    let mut all = Transcript::new(own);
+    all.number("verify mode", mode as u64);
+    all.callback("verify callback", callback);
+    // SAFETY: by the caller's promise.
+    service::quietly(|| unsafe { all.parameters(param) });
+    // Without SHA-256 it is like nothing that another process has.
+    all.finish().unwrap_or_else(|| service::words(&own))
+}
+
+/// A number that is another one for parameters that differ, for comparing them within one process. `with_ip`: also for
+/// another IP address, of which libcrypto says by an error that there is none, and that takes longer than all the rest.
+///
+/// # Safety
+/// `param` is alive.
+pub unsafe fn parameters_number(param: *mut c_void, with_ip: bool) -> u64 {
+    let table = table();
+    let mut number = 1;
+    let mut mix = |value: u64| number = mixed(number, value);
+    // SAFETY: by the caller's promise; texts are C strings of the parameters.
+    unsafe {
+        mix((table.X509_VERIFY_PARAM_get_flags)(param));
+        mix((table.X509_VERIFY_PARAM_get_depth)(param) as u64);
+        mix((table.X509_VERIFY_PARAM_get_auth_level)(param) as u64);
+        mix((table.X509_VERIFY_PARAM_get_time)(param) as u64);
+        for place in hidden() {
+            mix(place.map_or(0, |place| place.read(param)) as u64);
+        }
+        mix(table.X509_VERIFY_PARAM_get_hostflags.map_or(0, |flags| flags(param)).into());
+        let text = |text: *const c_char| match text.is_null() {
+            true => 0,
+            false => xxh3_64(CStr::from_ptr(text).to_bytes()),
+        };
+        if let Some(host) = table.X509_VERIFY_PARAM_get0_host {
+            (0..).map(|place| host(param, place)).take_while(|host| !host.is_null()).for_each(|host| mix(text(host)));
+        }
+        mix(table.X509_VERIFY_PARAM_get0_email.map_or(0, |email| text(email(param))));
+        if let (Some(ip), Some(free), true) = (table.X509_VERIFY_PARAM_get1_ip_asc, table.CRYPTO_free, with_ip) {
+            let ip = service::quietly(|| ip(param));
+            if !ip.is_null() {
+                mix(text(ip));
+                free(ip.cast(), null(), 0);
+            }
+        }
+    }
+    number
+}
+
+/// Of numbers, in their order.
+pub fn mixed(number: u64, value: u64) -> u64 {
+    (number ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+}
+
+/// The functions that a program has given a trust store. NULL: libcrypto's own.
+///
+/// # Safety
+/// `store` is NULL or alive.
+pub unsafe fn store_callbacks(store: *mut c_void) -> [*const c_void; 11] {
+    if store.is_null() {
+        return [null(); 11];
+    }
+    let table = table();
+    [
+        table.X509_STORE_get_verify,
+        table.X509_STORE_get_verify_cb,
+        table.X509_STORE_get_get_issuer,
+        table.X509_STORE_get_check_issued,
+        table.X509_STORE_get_check_revocation,
+        table.X509_STORE_get_get_crl,
+        table.X509_STORE_get_check_crl,
+        table.X509_STORE_get_cert_crl,
+        table.X509_STORE_get_check_policy,
+        table.X509_STORE_get_lookup_certs,
+        table.X509_STORE_get_lookup_crls,
+    ]
+    // SAFETY: by the caller's promise.
+    .map(|callback| unsafe { callback(store) })
+}
+
 /// Tells a certificate from others; never 0.
 ///
 /// # Safety
@@ -262,6 +346,17 @@ pub fn verify_store(ctx: *mut SSL_CTX) -> *mut c_void {
     if is_3_or_later() {
         // SAFETY: the context is alive, and the command writes one pointer.
         unsafe { (table().SSL_CTX_ctrl)(ctx, GET_VERIFY_CERT_STORE, 0, (&raw mut store).cast()) };
+    }
+    store
+}
+
+/// The store of SSL_set1_verify_cert_store(3), or, where there is none, that of [`verify_store`]: a connection has it from
+/// its context. NULL for none, and in 1.1.1.
+pub fn connection_store(ssl: *mut SSL) -> *mut c_void {
+    let mut store: *mut c_void = null_mut();
+    if is_3_or_later() {
+        // SAFETY: the connection is alive, and the command writes one pointer.
+        unsafe { (table().SSL_ctrl)(ssl, GET_VERIFY_CERT_STORE, 0, (&raw mut store).cast()) };
     }
     store
 }
@@ -400,7 +495,7 @@ pub fn hidden() -> [Option<Hidden>; 2] {
 }
 
 /// A connection of the context that is never used, but for the certificates it has (one for each kind of key): going
-/// through those of the context itself would change the context.
+/// through those of the context itself would change the context. The program's ex_data callbacks hear of it.
 struct Probe(NonNull<SSL>);
 
 impl Probe {

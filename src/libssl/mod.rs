@@ -21,7 +21,7 @@ mod verify;
 pub use callbacks::Slot;
 pub use connection::Connection;
 pub use context::{Ctx, CtxCell, Hooks};
-pub use deviation::{Deviation, Learned};
+pub use deviation::{added_tag, kept_tag, Deviation, Expected, Learned, Tag};
 pub use lhash::SessionTable;
 pub use linked::is_linked;
 pub use marker::{forked, prepare as prepare_marker};

@@ -8,6 +8,7 @@ use super::types::{CertVerifyCallback, SSL_CTX, X509};
 use super::{table, Connection, Ctx, Deviation};
 use crate::{gate, log};
 use libc::c_void;
+use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::atomic::{
@@ -20,8 +21,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// The service of one SSL_CTX, worked out anew when the context was changed.
 #[derive(Default)]
 pub struct Service {
-    /// What `outline` was when the identity was worked out.
+    /// What `outline` was when the identity was worked out, 0 where it has to be worked out.
     outline: AtomicU64,
+    /// 0 where it is not known.
     identity: [AtomicU64; 2],
     follows_store: AtomicBool,
     details: Mutex<Details>,
@@ -30,6 +32,8 @@ pub struct Service {
 #[derive(Default)]
 struct Details {
     known: Known,
+    /// How often `known` was changed.
+    changes: u64,
     /// Kept, so that no other object has their addresses.
     certificate: Option<Certificate>,
     /// The addresses of all of them, one for each kind of key.
@@ -38,7 +42,7 @@ struct Details {
 }
 
 /// What libssl does not tell of an SSL_CTX.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Known {
     pub id_context: Vec<u8>,
     /// Of the cache's URL: keeps apart what is equal otherwise.
@@ -114,7 +118,9 @@ impl Service {
     pub fn reset(&self) {
         let fresh = Details { known: Known { own: own(), ..Known::default() }, ..Details::default() };
         let mut details = self.details();
-        self.outline.store(0, Release);
+        self.forget_identity();
+        let changes = details.changes + 1;
+        let fresh = Details { changes, ..fresh };
         let before = std::mem::replace(&mut *details, fresh);
         drop(details);
         drop(before);
@@ -123,7 +129,8 @@ impl Service {
     /// The SSL_CTX ends: what was kept of it goes.
     pub fn end(&self) {
         let mut details = self.details();
-        self.outline.store(0, Release);
+        self.forget_identity();
+        details.changes += 1;
         let kept = (details.certificate.take(), std::mem::take(&mut details.stores));
         drop(details);
         drop(kept);
@@ -131,9 +138,22 @@ impl Service {
 
     /// SSL_CTX_set_session_id_context(3) was called.
     pub fn set_id_context(&self, id_context: &[u8]) {
+        self.change(|known| known.id_context = id_context.to_vec(), |known| known.id_context == id_context);
+    }
+
+    /// Changes what is known, if it `is` not that already. Under the lock, with the identity as not known.
+    fn change(&self, change: impl FnOnce(&mut Known), is: impl FnOnce(&Known) -> bool) {
         let mut details = self.details();
+        if !is(&details.known) {
+            self.outline.store(0, Release);
+            details.changes += 1;
+            change(&mut details.known);
+        }
+    }
+
+    fn forget_identity(&self) {
         self.outline.store(0, Release);
-        details.known.id_context = id_context.to_vec();
+        self.identity.iter().for_each(|word| word.store(0, Relaxed));
     }
 
     /// Whether the program has set one that is not empty.
@@ -143,11 +163,23 @@ impl Service {
 
     /// The cache's URL gives the service a label.
     pub fn set_label(&self, label: &str) {
-        let mut details = self.details();
-        if details.known.label != label {
-            self.outline.store(0, Release);
-            details.known.label = label.into();
-        }
+        self.change(|known| known.label = label.into(), |known| known.label == label);
+    }
+
+    /// Whether it has one. With it a program's functions that are in the same place of the same module are taken for
+    /// equal, whatever data they look at.
+    pub fn has_label(&self) -> bool {
+        !self.details().known.label.is_empty()
+    }
+
+    /// What only this SSL_CTX has, and those in processes that were forked since it was made.
+    pub fn own(&self) -> [u8; 16] {
+        self.details().known.own
+    }
+
+    /// Whether the program verifies certificates by a function of its own (SSL_CTX_set_cert_verify_callback(3)).
+    pub fn has_cert_verify(&self) -> bool {
+        self.details().known.cert_verify[0] != 0
     }
 
     /// Whether what the trust store reads at run time makes the context another service. Not where certificates are
@@ -158,23 +190,31 @@ impl Service {
 
     /// SSL_CTX_set_cert_verify_callback(3) was called.
     pub fn set_cert_verify(&self, callback: CertVerifyCallback, argument: *mut c_void) {
-        let mut details = self.details();
-        self.outline.store(0, Release);
-        details.known.cert_verify = [callback.map_or(0, |callback| callback as usize), argument as usize];
+        let set = [callback.map_or(0, |callback| callback as usize), argument as usize];
+        self.change(|known| known.cert_verify = set, |known| known.cert_verify == set);
     }
 
     /// Contexts with equal identities are the same service.
     pub fn identity(&self, ctx: Ctx) -> [u64; 2] {
-        let outline = outline(ctx.as_ptr(), self.follows_store.load(Relaxed));
+        let outline = self.outline_of(ctx);
         if self.outline.load(Acquire) != outline {
-            self.work_out(ctx, outline);
+            // A callback of the program's that asks while it is being worked out hears of no other process's sessions.
+            return match Working::begin() {
+                Some(_working) => self.work_out(ctx, outline),
+                None => words(&self.own()),
+            };
         }
         self.identity.each_ref().map(|word| word.load(Relaxed))
     }
 
-    /// What `identity` last said: the SSL_CTX may be gone.
-    pub fn last_identity(&self) -> [u64; 2] {
-        self.identity.each_ref().map(|word| word.load(Relaxed))
+    /// The same without working it out: `None` if the context was changed since that was last done.
+    pub fn known_identity(&self, ctx: Ctx) -> Option<[u64; 2]> {
+        let identity = self.identity.each_ref().map(|word| word.load(Relaxed));
+        (self.outline.load(Acquire) == self.outline_of(ctx) && identity != [0; 2]).then_some(identity)
+    }
+
+    fn outline_of(&self, ctx: Ctx) -> u64 {
+        outline(ctx.as_ptr(), self.follows_store.load(Relaxed))
     }
 
     /// What its context verifies clients with, as of when the identity was last worked out: the SSL_CTX may be gone.
@@ -185,14 +225,22 @@ impl Service {
         verify.as_ref().or(own.as_ref()).and_then(|store| unsafe { Store::keep(store.as_ptr()) })
     }
 
-    /// How a connection deviates from this service's context.
-    pub fn deviation(&self, connection: &Connection, ctx: Ctx) -> Deviation {
-        let knows = |certificate: usize| self.details().certificates.contains(&certificate);
-        connection.deviation(ctx, knows, || self.details().known.own)
+    /// How a connection deviates from this service's context. `current` is the service of the context that it has now,
+    /// `with_ip` as in [`digest::parameters_number`].
+    pub fn deviation(&self, connection: &Connection, ctx: Ctx, current: Option<&Service>, with_ip: bool) -> Deviation {
+        let knows =
+            |certificate: usize| current.is_some_and(|current| current.details().certificates.contains(&certificate));
+        connection.deviation(ctx, knows, || self.own(), with_ip)
     }
 
+    /// Outside the lock and the gate: libssl calls the program's ex_data callbacks when the certificates are asked for. What
+    /// was changed meanwhile is worked out again by the next who asks.
     #[cold]
-    fn work_out(&self, ctx: Ctx, outline: u64) {
+    fn work_out(&self, ctx: Ctx, outline: u64) -> [u64; 2] {
+        let (known, changes) = {
+            let details = self.details();
+            (details.known.clone(), details.changes)
+        };
         // SAFETY: the context is alive, and so are its certificate and its stores.
         let (certificate, stores) = unsafe {
             (
@@ -202,10 +250,13 @@ impl Service {
             )
         };
         let certificates = quietly(|| digest::certificates(ctx.as_ptr()));
+        let identity = quietly(|| digest::identity(ctx.as_ptr(), &known));
+        let identity = identity.unwrap_or_else(|| nobody_else(&known));
         let mut details = self.details();
+        if details.changes != changes {
+            return identity;
+        }
         details.certificates = certificates;
-        let identity = quietly(|| digest::identity(ctx.as_ptr(), &details.known));
-        let identity = identity.unwrap_or_else(|| nobody_else(&details.known));
         let before =
             (std::mem::replace(&mut details.certificate, certificate), std::mem::replace(&mut details.stores, stores));
         self.identity[0].store(identity[0], Relaxed);
@@ -213,6 +264,7 @@ impl Service {
         self.outline.store(outline, Release);
         drop(details);
         drop(before);
+        identity
     }
 
     fn details(&self) -> Locked<'_> {
@@ -223,36 +275,27 @@ impl Service {
 
 /// A number that is another one when the context was changed in what its identity is made of. Never 0.
 ///
-/// It is asked for at each lookup, so it looks at addresses and numbers: another store; another certificate; other
-/// parameters, callbacks, names, bounds, ciphers (a list of ciphers by its address and length). With `follows_store` also
-/// more objects in a store (none is ever removed from one), and its flags: where certificates are verified again, that
-/// judges them as they are.
+/// It is asked for at each lookup, so it looks at addresses and numbers: another store, another certificate, other
+/// parameters (by content), callbacks, names, bounds, ciphers (a list of ciphers by its address and length). With
+/// `follows_store` also more objects in a store (none is ever removed from one), and another IP address: where certificates
+/// are verified again, that judges them as they are.
 fn outline(ctx: *mut SSL_CTX, follows_store: bool) -> u64 {
     let table = table();
     let mut outline = 1;
-    let mut mix = |value: u64| outline = (outline ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+    let mut mix = |value: u64| outline = digest::mixed(outline, value);
     // SAFETY: the context is alive. Addresses are compared; the parameters and stores are the context's.
     unsafe {
         mix((table.SSL_CTX_get0_certificate)(ctx) as u64);
         mix((table.SSL_CTX_get_verify_mode)(ctx) as u64);
         mix((table.SSL_CTX_get_verify_callback)(ctx) as u64);
-        let param = (table.SSL_CTX_get0_param)(ctx);
-        mix((table.X509_VERIFY_PARAM_get_flags)(param));
-        mix((table.X509_VERIFY_PARAM_get_depth)(param) as u64
-            ^ ((table.X509_VERIFY_PARAM_get_auth_level)(param) as u64) << 32);
-        for place in digest::hidden() {
-            mix(place.map_or(0, |place| place.read(param)) as u64);
-        }
-        if let Some(host) = table.X509_VERIFY_PARAM_get0_host {
-            mix(host(param, 0) as u64);
-        }
-        mix((table.SSL_CTX_get_cert_store)(ctx) as u64);
-        if follows_store {
-            for store in [(table.SSL_CTX_get_cert_store)(ctx), digest::verify_store(ctx)] {
-                mix(store as u64);
-                if !store.is_null() {
+        mix(digest::parameters_number((table.SSL_CTX_get0_param)(ctx), follows_store));
+        for store in [(table.SSL_CTX_get_cert_store)(ctx), digest::verify_store(ctx)] {
+            mix(store as u64);
+            if !store.is_null() {
+                mix((table.X509_VERIFY_PARAM_get_flags)((table.X509_STORE_get0_param)(store)));
+                digest::store_callbacks(store).iter().for_each(|&callback| mix(callback as u64));
+                if follows_store {
                     mix((table.OPENSSL_sk_num)((table.X509_STORE_get0_objects)(store)) as u64);
-                    mix((table.X509_VERIFY_PARAM_get_flags)((table.X509_STORE_get0_param)(store)));
                 }
             }
         }
@@ -279,7 +322,7 @@ fn certificate(ctx: *mut SSL_CTX) -> Option<Certificate> {
 }
 
 /// Where it fails, that is no error of the program's.
-fn quietly<T>(work: impl FnOnce() -> T) -> T {
+pub fn quietly<T>(work: impl FnOnce() -> T) -> T {
     // SAFETY: marks in the error queue of this thread have no preconditions.
     unsafe { (table().ERR_set_mark)() };
     let result = work();
@@ -304,6 +347,28 @@ fn own() -> [u8; 16] {
 /// The identity of a context that cannot be told from others: it shares with those who were forked from this process.
 fn nobody_else(known: &Known) -> [u64; 2] {
     log::once(format_args!("the default library context has no SHA-256: sessions are not shared between programs"));
-    let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| known.own[at * 8 + byte]));
+    words(&known.own)
+}
+
+pub fn words(own: &[u8; 16]) -> [u64; 2] {
+    let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| own[at * 8 + byte]));
     [word(0), word(1)]
+}
+
+thread_local!(static WORKING: Cell<bool> = const { Cell::new(false) });
+
+/// While this thread works an identity out, until it is dropped.
+struct Working;
+
+impl Working {
+    /// `None` if it does so already.
+    fn begin() -> Option<Working> {
+        (!WORKING.replace(true)).then_some(Working)
+    }
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        WORKING.set(false);
+    }
 }

@@ -277,6 +277,18 @@ impl Session {
         }
     }
 
+    /// Whether its peer showed a raw public key in place of a certificate (3.2 and later): nothing verifies that again.
+    fn has_raw_key(&self) -> bool {
+        // SAFETY: the session is alive.
+        table().SSL_SESSION_get0_peer_rpk.is_some_and(|key| unsafe { !key(self.as_ptr()).is_null() })
+    }
+
+    /// Whether its peer showed a certificate.
+    pub fn has_peer(&self) -> bool {
+        // SAFETY: the session is alive.
+        unsafe { !(table().SSL_SESSION_get0_peer)(self.as_ptr()).is_null() }
+    }
+
     /// i2d_SSL_SESSION(3). A session without a cipher cannot be had as DER.
     pub(super) fn write_der(&self, out: &mut Vec<u8>) -> bool {
         // SAFETY: the session is alive; first the length is asked for, then so many bytes are written.
@@ -314,7 +326,7 @@ impl cache::Portable for Session {
         let chain: &[u8] = self.chain.as_ref().map_or(&[], |chain| chain);
         out.extend_from_slice(&(chain.len() as u32).to_le_bytes());
         out.extend_from_slice(chain);
-        !self.is_judged() && self.write_der(out)
+        !self.is_judged() && !self.has_raw_key() && self.write_der(out)
     }
 
     fn read(bytes: &[u8]) -> Option<Session> {

@@ -116,6 +116,14 @@ functions! {
         SSL_get_verify_callback(ssl: *const SSL) -> *const c_void = ptr::null();
         SSL_get0_param(ssl: *mut SSL) -> *mut c_void = ptr::null_mut();
         SSL_get_security_level(ssl: *const SSL) -> c_int = 0;
+        SSL_get_psk_identity(ssl: *const SSL) -> *const c_char = ptr::null();
+        SSL_get_pending_cipher(ssl: *const SSL) -> *const SSL_CIPHER = ptr::null();
+        SSL_CIPHER_get_handshake_digest(cipher: *const SSL_CIPHER) -> *const c_void = ptr::null();
+        SSL_CTX_callback_ctrl(ctx: *mut SSL_CTX, command: c_int, callback: Callback) -> c_long = 0;
+        SSL_CTX_set_cert_cb(ctx: *mut SSL_CTX, callback: CertCallback, argument: *mut c_void);
+        SSL_set_cert_cb(ssl: *mut SSL, callback: CertCallback, argument: *mut c_void);
+        SSL_get_ex_data_X509_STORE_CTX_idx() -> c_int = -1;
+        X509_STORE_CTX_set_ex_data(ctx: *mut X509_STORE_CTX, index: c_int, data: *mut c_void) -> c_int = 0;
         SSL_get_peer_cert_chain(ssl: *const SSL) -> *const c_void = ptr::null();
         SSL_get_certificate(ssl: *const SSL) -> *mut X509 = ptr::null_mut();
         SSL_set_options(ssl: *mut SSL, options: u64) -> u64 = 0;
@@ -229,6 +237,7 @@ functions! {
         SSL_CTX_flush_sessions_ex(ctx: *mut SSL_CTX, time: time_t);
         SSL_SESSION_set_time_ex(session: *mut SSL_SESSION, time: time_t) -> time_t;
         SSL_is_quic(ssl: *const SSL) -> c_int;
+        SSL_SESSION_get0_peer_rpk(session: *mut SSL_SESSION) -> *mut c_void;
         X509_VERIFY_PARAM_get_inh_flags(param: *const c_void) -> u32;
         X509_VERIFY_PARAM_get_hostflags(param: *const c_void) -> c_uint;
         X509_VERIFY_PARAM_get0_host(param: *mut c_void, place: c_int) -> *const c_char;

@@ -13,6 +13,10 @@ pub type GetCallback =
 pub type Generator = Option<unsafe extern "C-unwind" fn(*mut SSL, *mut c_uchar, *mut c_uint) -> c_int>;
 /// Of SSL_CTX_set_cert_verify_callback
 pub type CertVerifyCallback = Option<unsafe extern "C-unwind" fn(*mut X509_STORE_CTX, *mut c_void) -> c_int>;
+/// Of SSL_CTX_callback_ctrl, whatever its type really is
+pub type Callback = Option<unsafe extern "C-unwind" fn()>;
+/// Of SSL_CTX_set_cert_cb
+pub type CertCallback = Option<unsafe extern "C-unwind" fn(*mut SSL, *mut c_void) -> c_int>;
 /// OPENSSL_LH_HASHFUNC and its like
 pub type Hash = unsafe extern "C-unwind" fn(*const c_void) -> libc::c_ulong;
 pub type Compare = unsafe extern "C-unwind" fn(*const c_void, *const c_void) -> c_int;

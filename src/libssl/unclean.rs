@@ -59,6 +59,9 @@ pub unsafe fn clear(ssl: *mut SSL) -> c_int {
     // SAFETY: by the caller's promise.
     unsafe {
         let _freeing = Freeing::begin(ssl);
+        if let Some(connection) = Connection::borrow(ssl) {
+            connection.forget_notes();
+        }
         (table().SSL_clear)(ssl)
     }
 }

@@ -1,9 +1,10 @@
 //! A client's certificate, verified again: libssl verifies one in a full handshake only, and a session may come back long
 //! after its client was revoked, by another process, or from one that trusts others.
 
-use super::digest::{for_each, GET_VERIFY_CERT_STORE};
+use super::digest::{connection_store, for_each, store_callbacks};
 use super::types::{SSL_SESSION, X509, X509_STORE_CTX};
-use super::{is_3_or_later, table, Connection, Session, Store};
+use super::{table, Connection, Session, Store};
+use crate::cancel;
 use libc::{c_int, c_long, c_uint, c_void};
 use std::ptr::{null_mut, NonNull};
 use std::sync::{Arc, Mutex};
@@ -43,8 +44,8 @@ impl Connection {
     }
 
     /// Whether this connection's context would come to the result that `session` carries, if the client showed its
-    /// certificate now. The program's own callbacks are not called: where there is a verify callback, it is taken for one
-    /// that lets the handshake go on and leaves the result as it is.
+    /// certificate now. Verify callbacks of the program are not called: where there is one, it is taken for one that lets
+    /// the handshake go on and leaves the result as it is. Other functions of its trust store are.
     ///
     /// `store` is what is going to be verified with where that is not the store of the connection's present context.
     pub fn would_accept(&self, session: &Session, store: Option<&Store>) -> bool {
@@ -78,8 +79,8 @@ impl Connection {
         // SAFETY: the connection is alive and so are its context, store and parameters; the rest is this function's own.
         unsafe {
             let mut store: *mut c_void = store.map_or(null_mut(), Store::as_ptr);
-            if store.is_null() && is_3_or_later() {
-                (table.SSL_ctrl)(ssl, GET_VERIFY_CERT_STORE, 0, (&raw mut store).cast());
+            if store.is_null() {
+                store = connection_store(ssl);
             }
             if store.is_null() {
                 store = (table.SSL_CTX_get_cert_store)((table.SSL_get_SSL_CTX)(ssl));
@@ -96,9 +97,14 @@ impl Connection {
             if (table.X509_VERIFY_PARAM_set1)(param, (table.SSL_get0_param)(ssl)) != 1 {
                 return None;
             }
-            if !(table.SSL_get_verify_callback)(ssl).is_null() {
+            // As in a handshake, functions of the program's find the connection.
+            (table.X509_STORE_CTX_set_ex_data)(context, (table.SSL_get_ex_data_X509_STORE_CTX_idx)(), ssl.cast());
+            let callbacks = store_callbacks(store);
+            if !(table.SSL_get_verify_callback)(ssl).is_null() || !(table.X509_STORE_get_verify_cb)(store).is_null() {
                 (table.X509_STORE_CTX_set_verify_cb)(context, go_on);
             }
+            // Verifying may read files, which is no cancellation point of the program's, and functions of its own may be.
+            let _off = callbacks.iter().all(|callback| callback.is_null()).then(cancel::off);
             let verified = (table.X509_verify_cert)(context);
             let result = c_long::from((table.X509_STORE_CTX_get_error)(context));
             (verified >= 0 && (verified == 1 || result != 0)).then_some(result)
