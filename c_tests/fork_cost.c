@@ -1,18 +1,25 @@
 /*
- * fork() beside threads that make contexts, and with thousands of contexts: a child is never stopped by what a thread that it
- * does not have was doing, and a fork costs hardly more than on libssl alone.
+ * fork() beside threads that make contexts, in signal handlers, in threads of a high priority, and with thousands of contexts: a
+ * child is never stopped by what a thread that it does not have was doing, no fork waits for what cannot go on, and a
+ * fork costs hardly more than on libssl alone.
  */
 #define OPENSSL_SUPPRESS_DEPRECATED /* SSL_CTX_flush_sessions is the name programs use */
-#define _POSIX_C_SOURCE 200809L
+#define _GNU_SOURCE /* CPU_SET, REG_EFL */
 #include "harness.h"
 
+#include <errno.h>
 #include <pthread.h>
+#include <sched.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 enum { SESSIONS = 64, CONTEXTS = 1000, FORKS = 100 };
@@ -107,6 +114,171 @@ static void statistics_in_grandchildren(void **state)
     SSL_CTX_free(ctx);
 }
 
+/* ---- signal handlers that fork ---- */
+
+static int under_valgrind(void)
+{
+    const char *preloaded = getenv("LD_PRELOAD");
+
+    return preloaded != NULL && strstr(preloaded, "vgpreload") != NULL;
+}
+
+static void fork_and_wait(void)
+{
+    pid_t child = fork();
+
+    if (child == 0)
+        _exit(0);
+    if (child > 0)
+        waitpid(child, NULL, 0);
+}
+
+static void work_and_fork(void)
+{
+    for (int i = 0; i < 2; i++) {
+        SSL_CTX_add_session(ctx, sessions[0]);
+        SSL_CTX_remove_session(ctx, sessions[0]);
+    }
+    fork_and_wait();
+}
+
+static volatile sig_atomic_t stepping, signals;
+static pid_t stepped;
+
+#ifdef __x86_64__
+/* The processor raises SIGTRAP after each instruction while this flag is set. */
+#define TRAP_FLAG 0x100
+
+static void on_signal(int signal, siginfo_t *info, void *context)
+{
+    greg_t *flags = &((ucontext_t *)context)->uc_mcontext.gregs[REG_EFL];
+    int before = errno;
+
+    (void)signal, (void)info;
+    *flags &= ~TRAP_FLAG;
+    if (!stepping || getpid() != stepped)
+        return;
+    *flags |= TRAP_FLAG;
+    signals++;
+    fork_and_wait();
+    errno = before;
+}
+
+static void interrupt_at_each_instruction(void)
+{
+    raise(SIGTRAP);
+    work_and_fork();
+}
+
+enum { SIGNAL = SIGTRAP };
+#else
+static void on_signal(int signal, siginfo_t *info, void *context)
+{
+    int before = errno;
+
+    (void)signal, (void)info, (void)context;
+    if (stepping && getpid() == stepped) {
+        signals++;
+        fork_and_wait();
+    }
+    errno = before;
+}
+
+/* Where instructions cannot be stepped through, a timer interrupts at any of them. */
+static void interrupt_at_each_instruction(void)
+{
+    const struct itimerval often = { { 0, 1000 }, { 0, 1000 } }, never = { { 0, 0 }, { 0, 0 } };
+
+    setitimer(ITIMER_PROF, &often, NULL);
+    while (signals < 2000)
+        work_and_fork();
+    setitimer(ITIMER_PROF, &never, NULL);
+}
+
+enum { SIGNAL = SIGPROF };
+#endif
+
+/* The program with this argument has never had a second thread: with threads, glibc's own fork() waits in a handler. */
+#define STEPS "steps"
+
+static int step_through(void)
+{
+    struct sigaction action;
+
+    alarm(200);
+    ctx = SSL_CTX_new(TLS_method());
+    sessions[0] = made_session(TLS1_2_VERSION, 1);
+    memset(&action, 0, sizeof(action));
+    action.sa_sigaction = on_signal;
+    action.sa_flags = SA_SIGINFO | SA_RESTART;
+    sigaction(SIGNAL, &action, NULL);
+    work_and_fork(); /* what is allocated or bound at the first call */
+    stepped = getpid();
+    stepping = 1;
+    interrupt_at_each_instruction();
+    stepping = 0;
+    printf("a handler forked %d times\n", (int)signals);
+    return signals > 1000 ? 0 : 1;
+}
+
+/* In a program with one thread fork() may be called by a handler, whatever it interrupts. */
+static void a_handler_forks_at_each_instruction(void **state)
+{
+    int status;
+    pid_t child;
+
+    (void)state;
+    if (in_redis() || under_valgrind()) /* threads of the cache's own; no single steps */
+        skip();
+    if ((child = fork()) == 0) {
+        execl("/proc/self/exe", "fork_cost", STEPS, NULL);
+        _exit(98);
+    }
+    waitpid(child, &status, 0);
+    assert_int_equal(status, 0);
+}
+
+/* ---- forks that nobody hears of, and forks of the mighty ---- */
+
+static void *add_again(void *arg)
+{
+    while (!stop)
+        SSL_CTX_add_session(ctx, sessions[0]);
+    return arg;
+}
+
+/* A process made by the system call alone, without the handlers of fork(), forks as others do. */
+static void children_without_handlers_fork(void **state)
+{
+    pthread_t threads[4];
+    pid_t child;
+    int status = 0;
+
+    (void)state;
+    if (shared()) /* which may be allocating when it is forked */
+        skip();
+    ctx = SSL_CTX_new(TLS_method());
+    sessions[0] = made_session(TLS1_2_VERSION, 1);
+    stop = 0;
+    for (int i = 0; i < 4; i++)
+        pthread_create(&threads[i], NULL, add_again, NULL);
+    for (int i = 0; i < FORKS && status == 0; i++) {
+        usleep(500);
+        if ((child = (pid_t)syscall(SYS_clone, SIGCHLD, NULL, NULL, NULL, NULL)) == 0) {
+            alarm(20);
+            fork_and_wait();
+            _exit(0);
+        }
+        waitpid(child, &status, 0);
+    }
+    stop = 1;
+    for (int i = 0; i < 4; i++)
+        pthread_join(threads[i], NULL);
+    assert_int_equal(status, 0);
+    SSL_SESSION_free(sessions[0]);
+    SSL_CTX_free(ctx);
+}
+
 /* ---- what it costs ---- */
 
 static double seconds(void)
@@ -171,13 +343,57 @@ static void a_fork_with_a_thousand_contexts(void **state)
         SSL_CTX_free(all[i]);
 }
 
-int main(void)
+/* A thread that others of its processor never interrupt forks while one of those is at work in the cache. */
+static void a_realtime_thread_forks(void **state)
+{
+    enum { TIMES = 150 };
+    const struct sched_param first = { .sched_priority = 1 }, usual = { .sched_priority = 0 };
+    const struct timespec pause = { 0, 3000000 };
+    pthread_t thread;
+    cpu_set_t before, one;
+    double begun;
+
+    (void)state;
+    if (under_valgrind())
+        skip();
+    sched_getaffinity(0, sizeof(before), &before);
+    CPU_ZERO(&one);
+    CPU_SET((size_t)sched_getcpu(), &one);
+    ctx = SSL_CTX_new(TLS_method());
+    sessions[0] = made_session(TLS1_2_VERSION, 1);
+    stop = 0;
+    sched_setaffinity(0, sizeof(one), &one);
+    pthread_create(&thread, NULL, add_again, NULL);
+    if (pthread_setschedparam(pthread_self(), SCHED_FIFO, &first) == 0) {
+        begun = seconds();
+        for (int i = 0; i < TIMES; i++) {
+            nanosleep(&pause, NULL);
+            fork_and_wait();
+        }
+        pthread_setschedparam(pthread_self(), SCHED_OTHER, &usual);
+        printf("%d forks of a realtime thread: %.1f s\n", TIMES, seconds() - begun);
+        /* Where it yields only, the system lets the other thread run once in a second. */
+        assert_true(seconds() - begun < 10);
+    }
+    stop = 1;
+    pthread_join(thread, NULL);
+    sched_setaffinity(0, sizeof(before), &before);
+    SSL_SESSION_free(sessions[0]);
+    SSL_CTX_free(ctx);
+}
+
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         OBJECT_TEST(children_mark_sessions),
         OBJECT_TEST(statistics_in_grandchildren),
+        RULE_TEST(a_handler_forks_at_each_instruction),
+        RULE_TEST(children_without_handlers_fork),
+        RULE_TEST(a_realtime_thread_forks),
         RULE_TEST(a_fork_with_a_thousand_contexts),
     };
 
+    if (argc > 1 && strcmp(argv[1], STEPS) == 0)
+        return step_through();
     return RUN_PAGE("fork_cost", tests);
 }

@@ -2,106 +2,215 @@
 //! until all of them have left, lets nobody in, and opens the gate again on both sides. So a child never finds a lock that a
 //! thread which it does not have was holding, and a fork costs the same with one context and with thousands.
 //!
-//! Nothing that may take long happens inside: no callback, no I/O. Threads count themselves in lanes on cache lines of
-//! their own, so they meet only where there are more threads than lanes.
+//! Nothing that may take long happens inside: no callback, no I/O. While the gate is closed nothing is allocated, and no lock
+//! is waited for without an end.
+//!
+//! **Lanes.** Each thread has a lane, on a cache line of its own, which says how often the thread has entered. Only the thread
+//! itself writes it; who closes the gate reads the lanes of all others. A thread that ends gives its lane back.
+//!
+//! **Signals.** A signal handler may fork at any instruction of this file, also of `close` and `open`: a thread never waits for
+//! its own lane, and one that has closed the gate may close it again. Where a handler interrupts a thread that is inside, others
+//! may wait for what that thread holds. So neither side waits longer than [`LONGEST`]: at worst a child finds something half
+//! done, but no fork and no handshake hangs.
 
+use crate::thread::{self, Waiting};
+use libc::c_void;
+use once_cell::race::OnceBox;
 use std::cell::Cell;
+use std::iter::{successors, zip};
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Release, Ordering::SeqCst};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{
+    AtomicI32, AtomicU32, AtomicUsize,
+    Ordering::{AcqRel, Relaxed, Release, SeqCst},
+};
+use std::time::Duration;
 
-const LANES: usize = 32;
+/// Neither side waits longer for the other. Even on a crowded machine a thread that is inside gets on before that.
+const LONGEST: Duration = Duration::from_secs(5);
+/// The same where a signal handler forks in a thread that is inside: others may be waiting for that thread.
+const LONGEST_INSIDE: Duration = Duration::from_millis(20);
 
+/// How often a thread has entered.
 #[repr(align(128))]
-struct Lane(AtomicUsize);
-
-static INSIDE: [Lane; LANES] = [const { Lane(AtomicUsize::new(0)) }; LANES];
-static CLOSED: AtomicBool = AtomicBool::new(false);
-/// Held by who closed the gate: others wait for it.
-static FORKING: Mutex<()> = Mutex::new(());
-
-#[derive(Clone, Copy)]
-struct Me {
-    /// How often this thread has entered.
-    depth: u32,
-    lane: u32,
+struct Lane {
+    depth: AtomicUsize,
+    /// The kernel's number of the thread.
+    thread: AtomicI32,
 }
 
-thread_local!(static ME: Cell<Me> = const { Cell::new(Me { depth: 0, lane: LANES as u32 }) });
+const LANES: usize = 16;
 
-/// This thread is inside until it is dropped.
-pub struct Inside(PhantomData<*mut ()>);
-
-pub fn enter() -> Inside {
-    let me = ME.get();
-    let lane = if me.depth == 0 { pass(me.lane) } else { me.lane };
-    ME.set(Me { depth: me.depth + 1, lane });
-    Inside(PhantomData)
+/// Lanes are never freed. A program with more threads has more blocks of them.
+struct Block {
+    /// The identity of the thread that has each lane, 0 where nobody has.
+    owners: [AtomicUsize; LANES],
+    lanes: [Lane; LANES],
+    next: OnceBox<Block>,
 }
 
-fn pass(lane: u32) -> u32 {
-    let lane = if (lane as usize) < LANES { lane } else { choose() };
-    loop {
-        INSIDE[lane as usize].0.fetch_add(1, SeqCst);
-        // Either this thread sees that the gate is closed, or who closed it sees this thread.
-        if !CLOSED.load(SeqCst) {
-            return lane;
+impl Block {
+    const fn new() -> Block {
+        Block {
+            owners: [const { AtomicUsize::new(0) }; LANES],
+            lanes: [const { Lane { depth: AtomicUsize::new(0), thread: AtomicI32::new(0) } }; LANES],
+            next: OnceBox::new(),
         }
-        INSIDE[lane as usize].0.fetch_sub(1, SeqCst);
-        drop(forking());
     }
 }
 
-#[cold]
-fn choose() -> u32 {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    (NEXT.fetch_add(1, SeqCst) % LANES) as u32
+static FIRST: Block = Block::new();
+
+const OPEN: usize = 0;
+/// The identity of the thread that closed the gate.
+static CLOSED: AtomicUsize = AtomicUsize::new(OPEN);
+/// How often that thread has closed it once more, in signal handlers.
+static AGAIN: AtomicU32 = AtomicU32::new(0);
+
+thread_local!(static MINE: Cell<Option<&'static Lane>> = const { Cell::new(None) });
+
+fn lanes() -> impl Iterator<Item = (&'static AtomicUsize, &'static Lane)> {
+    successors(Some(&FIRST), |block| block.next.get()).flat_map(|block| zip(&block.owners, &block.lanes))
 }
 
-fn forking() -> MutexGuard<'static, ()> {
-    FORKING.lock().unwrap_or_else(PoisonError::into_inner)
+/// A lane for this thread.
+#[cold]
+fn claim() -> &'static Lane {
+    let me = thread::identity();
+    let mut block = &FIRST;
+    let lane = loop {
+        let mut free = zip(&block.owners, &block.lanes).filter(|(owner, _)| match owner.load(Relaxed) {
+            0 => owner.compare_exchange(0, me, AcqRel, Relaxed).is_ok(),
+            // Of a thread that has ended without giving it back.
+            owner => owner == me,
+        });
+        match free.next() {
+            Some((_, lane)) => break lane,
+            None => block = block.next.get_or_init(|| Box::new(Block::new())),
+        }
+    };
+    lane.thread.store(thread::number(), Relaxed);
+    lane.depth.store(0, Release);
+    MINE.set(Some(lane));
+    thread::note_end();
+    lane
+}
+
+/// In a thread that ends.
+pub extern "C" fn thread_ends(_: *mut c_void) {
+    MINE.set(None);
+    free(|owner| owner == thread::identity());
+}
+
+fn free(is_free: impl Fn(usize) -> bool) {
+    for (owner, lane) in lanes().filter(|(owner, _)| is_free(owner.load(Relaxed))) {
+        lane.depth.store(0, Relaxed);
+        owner.store(0, Release);
+    }
+}
+
+/// This thread is inside until it is dropped.
+pub struct Inside {
+    lane: &'static Lane,
+    _thread: PhantomData<*mut ()>,
+}
+
+#[inline]
+pub fn enter() -> Inside {
+    let lane = MINE.get().unwrap_or_else(claim);
+    let depth = lane.depth.load(Relaxed);
+    if depth == 0 {
+        lane.depth.store(1, SeqCst);
+        // Either this thread sees that the gate is closed, or who closed it sees this thread.
+        if CLOSED.load(SeqCst) != OPEN {
+            lane.wait_outside();
+        }
+    } else {
+        lane.depth.store(depth + 1, Relaxed);
+    }
+    Inside { lane, _thread: PhantomData }
+}
+
+impl Lane {
+    /// Goes out again until the gate is open. Who closed it is not kept out.
+    #[cold]
+    fn wait_outside(&self) {
+        let me = thread::identity();
+        let mut waiting = Waiting::at_most(LONGEST);
+        let is_open = || [OPEN, me].contains(&CLOSED.load(SeqCst));
+        let mut goes_on = true;
+        while goes_on && !is_open() {
+            self.depth.store(0, Release);
+            while goes_on && !is_open() {
+                goes_on = waiting.goes_on();
+            }
+            self.depth.store(1, SeqCst);
+        }
+    }
+
+    /// Waits until its thread is outside. A thread that is not there (of the parent, after a fork that called no handlers)
+    /// does not go out any more.
+    fn wait_for(&self, waiting: &mut Waiting) {
+        while self.depth.load(SeqCst) > 0 && waiting.goes_on() && thread::exists(self.thread.load(Relaxed)) {}
+    }
 }
 
 impl Drop for Inside {
     fn drop(&mut self) {
-        let me = ME.get();
-        ME.set(Me { depth: me.depth - 1, ..me });
-        if me.depth == 1 {
-            INSIDE[me.lane as usize].0.fetch_sub(1, Release);
-        }
+        let depth = self.lane.depth.load(Relaxed);
+        self.lane.depth.store(depth.saturating_sub(1), Release);
     }
 }
 
-/// Nobody but this thread is inside until it is dropped. What this thread enters meanwhile it leaves first.
-pub struct Closed {
-    _forking: MutexGuard<'static, ()>,
-}
-
-pub fn close() -> Closed {
-    let forking = forking();
-    CLOSED.store(true, SeqCst);
-    let me = ME.get();
-    let mine = usize::from(me.depth > 0);
-    while INSIDE.iter().map(|lane| lane.0.load(SeqCst)).sum::<usize>() > mine {
-        std::thread::yield_now();
+/// From now on nobody but this thread is inside, until it calls [`open`] as often as this. What this thread enters meanwhile it
+/// leaves first.
+pub fn close() {
+    let me = thread::identity();
+    let is_inside = lanes().any(|(owner, lane)| owner.load(Relaxed) == me && lane.depth.load(Relaxed) > 0);
+    let mut waiting = Waiting::at_most(if is_inside { LONGEST_INSIDE } else { LONGEST });
+    if CLOSED.load(SeqCst) == me {
+        AGAIN.fetch_add(1, Relaxed);
+    } else {
+        // Without it in the end: another fork takes very long.
+        while CLOSED.compare_exchange(OPEN, me, SeqCst, SeqCst).is_err() && waiting.goes_on() {}
     }
-    // This thread may go in and out meanwhile, uncounted.
-    ME.set(Me { depth: me.depth + 1, lane: me.lane.min(LANES as u32 - 1) });
-    Closed { _forking: forking }
+    for (_, lane) in lanes().filter(|(owner, _)| ![0, me].contains(&owner.load(Relaxed))) {
+        lane.wait_for(&mut waiting);
+    }
 }
 
-impl Drop for Closed {
-    fn drop(&mut self) {
-        let me = ME.get();
-        ME.set(Me { depth: me.depth - 1, ..me });
-        CLOSED.store(false, SeqCst);
+/// Whether this thread has closed it, and once only.
+pub fn is_closed_once() -> bool {
+    CLOSED.load(SeqCst) == thread::identity() && AGAIN.load(Relaxed) == 0
+}
+
+pub fn open() {
+    if CLOSED.load(SeqCst) != thread::identity() {
+        return; // it was not to be had
+    }
+    if AGAIN.load(Relaxed) > 0 {
+        AGAIN.fetch_sub(1, Relaxed);
+    } else {
+        CLOSED.store(OPEN, SeqCst);
+    }
+}
+
+/// In a forked child: the other threads are not there, and neither is who may have closed the gate instead of this thread.
+pub fn forked() {
+    let me = thread::identity();
+    free(|owner| owner != me);
+    for (_, lane) in lanes().filter(|(owner, _)| owner.load(Relaxed) == me) {
+        lane.thread.store(thread::number(), Relaxed);
+    }
+    if CLOSED.load(SeqCst) != me {
+        AGAIN.store(0, Relaxed);
+        CLOSED.store(OPEN, SeqCst);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicU64;
+    use std::sync::atomic::{AtomicBool, AtomicU64};
     use std::thread;
 
     /// Each thread raises two numbers inside; they are equal whenever the gate is closed.
@@ -123,18 +232,18 @@ mod tests {
                 });
             }
             for _ in 0..rounds {
-                let closed = close();
+                close();
                 let found = numbers.each_ref().map(|number| number.load(SeqCst));
                 {
                     let _own = enter();
                     thread::yield_now();
                 }
                 assert_eq!((found[0], numbers[0].load(SeqCst)), (found[1], found[1]));
-                drop(closed);
+                open();
             }
             stop.store(true, SeqCst);
         });
         assert!(numbers[0].load(SeqCst) > 0);
-        assert_eq!(INSIDE.iter().map(|lane| lane.0.load(SeqCst)).sum::<usize>(), 0);
+        assert!(lanes().all(|(_, lane)| lane.depth.load(SeqCst) == 0));
     }
 }

@@ -12,6 +12,7 @@
 //! | [`board`] | the counters of every process, for `reprise status` |
 //! | [`config`] | the environment |
 //! | `cancel` | system calls that pthread_cancel leaves alone |
+//! | `thread` | which thread this is, and how it waits for others |
 //! | `unwind` | where panics end and nothing else does |
 //! | [`totals`] | the counts of a whole program, for who watches from outside |
 //! | `log` | one line on stderr, when it must be |
@@ -27,5 +28,6 @@ pub mod gate;
 mod hooks;
 mod libssl;
 mod log;
+mod thread;
 pub mod totals;
 mod unwind;

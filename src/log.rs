@@ -12,10 +12,9 @@ use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::os::unix::net::UnixDatagram;
 use std::ptr::null_mut;
 use std::sync::atomic::{
-    AtomicU64,
+    AtomicBool, AtomicU64,
     Ordering::{Relaxed, Release},
 };
-use std::sync::Once;
 
 const STDERR: c_int = 2;
 
@@ -55,12 +54,13 @@ pub fn once(message: fmt::Arguments<'_>) {
 
 /// From now on a panic of ours, which ends at the border, is said like everything else.
 pub fn take_panics() {
-    static TAKEN: Once = Once::new();
-    TAKEN.call_once(|| {
+    // Nobody waits for the thread that does it: a forked child may not have it.
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if !TAKEN.swap(true, Relaxed) {
         std::panic::set_hook(Box::new(|panic| {
             once(format_args!("a defect, please report it: {}", panic.to_string().replace('\n', " ")));
         }));
-    });
+    }
 }
 
 fn say(line: &str) {
@@ -84,23 +84,28 @@ fn is_writable() -> bool {
 }
 
 fn write(line: &[u8], is_socket: bool) {
-    // SAFETY: the line has as many bytes as is said; the sets of signals are our own. SIGPIPE is blocked in this thread only,
-    // and taken back if it came from here.
+    // SAFETY: the line has as many bytes as is said; the sets of signals are our own. The signals that a write can raise are
+    // blocked in this thread only, and taken back if they came from here.
     unsafe {
         if is_socket {
             libc::send(STDERR, line.as_ptr().cast(), line.len(), libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT);
             return;
         }
-        let [mut pipe, mut before, mut pending]: [libc::sigset_t; 3] = std::mem::zeroed();
-        libc::sigemptyset(&mut pipe);
-        libc::sigaddset(&mut pipe, libc::SIGPIPE);
+        let [mut raised, mut before, mut pending]: [libc::sigset_t; 3] = std::mem::zeroed();
+        libc::sigemptyset(&mut raised);
         libc::sigpending(&mut pending);
-        let was_pending = libc::sigismember(&pending, libc::SIGPIPE) == 1;
-        libc::pthread_sigmask(libc::SIG_BLOCK, &pipe, &mut before);
+        // Nobody reads the pipe; the file may not grow (RLIMIT_FSIZE). One that the program waits for stays pending.
+        for signal in [libc::SIGPIPE, libc::SIGXFSZ] {
+            if libc::sigismember(&pending, signal) != 1 {
+                libc::sigaddset(&mut raised, signal);
+            }
+        }
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raised, &mut before);
         let written = libc::write(STDERR, line.as_ptr().cast(), line.len());
-        if written == -1 && !was_pending && std::io::Error::last_os_error().raw_os_error() == Some(libc::EPIPE) {
+        let error = (written == -1).then(|| std::io::Error::last_os_error().raw_os_error()).flatten();
+        if matches!(error, Some(libc::EPIPE | libc::EFBIG)) {
             let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-            libc::sigtimedwait(&pipe, null_mut(), &now);
+            libc::sigtimedwait(&raised, null_mut(), &now);
         }
         libc::pthread_sigmask(libc::SIG_SETMASK, &before, null_mut());
     }

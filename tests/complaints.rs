@@ -100,6 +100,17 @@ fn counters_on_a_full_file_system() {
     assert!(text(&said.stderr).contains("No space left on device"), "{said:?}");
 }
 
+/// The limit on the size of files ends no program whose stderr is a file.
+#[test]
+fn stderr_that_may_not_grow() {
+    let sandbox = Sandbox::new();
+    let file = sandbox.file("stderr");
+    let script = "ulimit -f 0; export LD_PRELOAD=$LIBRARY REPRISE_SEMANTICS=nonsense; exec openssl ciphers 2> $FILE";
+    let said = run(Command::new("sh").args(["-c", script]).env("FILE", &file).env("LIBRARY", libreprise()));
+    assert!(said.status.success(), "{said:?}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "");
+}
+
 /// A limit on the size of files would end the program with SIGXFSZ.
 #[test]
 fn counters_beyond_the_limit_for_files() {

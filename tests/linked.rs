@@ -58,6 +58,18 @@ fn the_default_is_stock_when_preloaded_and_documented_when_linked() {
     let linked = build("linked", &program, &[], true);
     let loader = build("loader", &loader, &[], false);
     let library = build("library.so", &library, &["-shared", "-fPIC"], true);
+    // A library without a soname is named by the path that it was linked by. This one is there when the program is linked only.
+    let nameless = sandbox.file("nameless");
+    fs::create_dir(&nameless).unwrap();
+    let nameless = nameless.join("libreprise.so.0");
+    let mut cc = compiler("CC", "cc", "gcc libc6-dev libssl-dev");
+    succeed(cc.args(["-shared", "-o"]).arg(&nameless).args(["-x", "c", "/dev/null"]));
+    let mut cc = compiler("CC", "cc", "gcc libc6-dev libssl-dev");
+    cc.arg(&program).arg("-o").arg(sandbox.file("by_path")).arg("-Wl,--no-as-needed").arg(&nameless);
+    succeed(cc.args(["-Wl,--as-needed", "-lssl", "-lcrypto", "-ldl"]));
+    let by_path = sandbox.file("by_path");
+    fs::remove_file(&nameless).unwrap();
+    std::os::unix::fs::symlink(libreprise().canonicalize().unwrap(), &nameless).unwrap();
     let bare = |program| {
         let mut command = Command::new(program);
         command.env_remove("LD_PRELOAD").env_remove("REPRISE_SEMANTICS").env_remove("REPRISE_CACHE");
@@ -72,6 +84,7 @@ fn the_default_is_stock_when_preloaded_and_documented_when_linked() {
     assert_eq!(succeed(&mut bare(&linked)), DOCUMENTED);
     assert_eq!(succeed(&mut preloaded(&linked)), DOCUMENTED, "somebody wanted it");
     assert_eq!(succeed(bare(&loader).arg(&library)), DOCUMENTED, "through a library");
+    assert_eq!(succeed(&mut bare(&by_path)), DOCUMENTED, "by its path");
     assert_eq!(succeed(preloaded(&plain).env("REPRISE_SEMANTICS", "documented")), DOCUMENTED);
     assert_eq!(succeed(bare(&linked).env("REPRISE_SEMANTICS", "stock")), STOCK);
     assert_eq!(succeed(preloaded(&plain).env("REPRISE_SEMANTICS", "nonsense")), STOCK);

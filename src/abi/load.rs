@@ -1,7 +1,7 @@
 //! When the library is loaded: what cannot wait. libssl is not looked for yet, it may come later; but one that was here
 //! before is noted.
 
-use crate::{board, cancel, config, context, libssl, log, totals};
+use crate::{board, cancel, config, context, gate, libssl, log, thread, totals};
 
 /// Reads the environment, which some programs clear, and opens what it names, which may be out of reach later.
 #[cfg_attr(miri, allow(dead_code))]
@@ -13,6 +13,7 @@ extern "C" fn load() {
         config::load(unsafe { libc::getauxval(libc::AT_SECURE) } == 0);
         totals::open();
         libssl::look_ahead();
+        thread::watch_ends(gate::thread_ends);
         // SAFETY: the functions live as long as the process, since the library is never unloaded.
         unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
         Some(())

@@ -137,6 +137,10 @@ pub trait Cache<S: Session>: Send + Sync {
     /// Takes out everything.
     fn clear(&self, left: &mut dyn FnMut(S));
     fn len(&self) -> usize;
+    /// How many of them a process has that is forked now. Takes no lock.
+    fn inherited(&self) -> usize {
+        self.len()
+    }
     fn is_empty(&self) -> bool;
     /// How many sessions it may hold, 0 for no limit. A lower limit takes effect at the next insertion.
     fn set_limit(&self, limit: usize);
@@ -225,9 +229,7 @@ pub fn open<S: Portable>(place: &Place, owner: u32) -> Result<Box<dyn Cache<S>>,
 /// Stops what goes on in the links to Redis until the result is dropped: nothing is half done in a process forked meanwhile.
 /// (A cache in memory has the gate, and what a process forked in the middle of a change to a cache in shared memory has begun
 /// is left to its parent.)
-pub fn hold() -> Box<dyn Held> {
-    redis::hold()
-}
+pub use redis::{hold, Held};
 
 /// This is a process that was just forked.
 pub fn forked() {
@@ -239,7 +241,3 @@ pub fn leave() {
     shm::leave();
     redis::leave();
 }
-
-/// The locks of a cache; dropping it lets them go.
-pub trait Held {}
-impl<T> Held for T {}

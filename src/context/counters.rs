@@ -3,7 +3,7 @@
 
 use crate::board::{self, About, Label, Lane, Place, Sums, LANES};
 use crate::gate;
-use crate::totals;
+use crate::{thread, totals};
 use once_cell::race::OnceBox;
 use std::cell::Cell;
 use std::sync::atomic::{
@@ -142,6 +142,7 @@ impl Counters {
     #[cold]
     fn begin_anew(&self) {
         let _inside = gate::enter();
+        let mut round = 0;
         let new = GENERATION.load(Relaxed);
         let old = self.generation.load(Acquire);
         if old == new {
@@ -149,7 +150,8 @@ impl Counters {
         }
         if old == CHANGING || self.generation.compare_exchange(old, CHANGING, Acquire, Relaxed).is_err() {
             while self.generation.load(Acquire) == CHANGING {
-                std::thread::yield_now();
+                thread::pause(round);
+                round += 1;
             }
             return;
         }
@@ -162,6 +164,10 @@ impl Counters {
 
     pub fn get(&self, count: Count) -> u64 {
         self.settle();
+        self.sum(count)
+    }
+
+    fn sum(&self, count: Count) -> u64 {
         let board = self.place.row().into_iter().flat_map(|row| &row.lanes);
         let lanes = self.own.get().into_iter().flatten().chain(board).map(|lane| &lane.counts);
         lanes.chain([&self.base]).fold(0, |sum, counts| sum.wrapping_add(counts[count as usize].load(Relaxed)))
@@ -231,10 +237,12 @@ impl Counters {
         }
     }
 
-    /// Notes what was counted, if anything was since the last fork, and how many `sessions` are cached now.
+    /// Notes what was counted, if anything was since the last fork, and how many `sessions` are cached now. A context that has
+    /// not counted for itself in this process yet has nothing to note.
     pub fn before_fork(&self, sessions: impl FnOnce() -> usize) {
-        if self.changed.swap(false, Acquire) {
-            Count::LIST.iter().zip(&self.at_fork).for_each(|(&count, to)| to.store(self.get(count), Relaxed));
+        let settled = self.generation.load(Acquire) == GENERATION.load(Relaxed);
+        if self.changed.swap(false, Acquire) && settled {
+            Count::LIST.iter().zip(&self.at_fork).for_each(|(&count, to)| to.store(self.sum(count), Relaxed));
             self.inherits.store(sessions() as u64, Relaxed);
         }
     }

@@ -1351,33 +1351,38 @@ impl Context {
 pub mod fork {
     use super::{counters, registry};
     use crate::cache::{self, Held};
-    use crate::gate::{self, Closed};
-    use crate::{board, libssl};
+    use crate::{board, gate, libssl};
     use std::cell::RefCell;
+    use std::mem::ManuallyDrop;
 
-    /// The links go on before the gate is opened.
-    type Stopped = (Box<dyn Held>, Closed);
-    thread_local!(static STOPPED: RefCell<Option<Stopped>> = const { RefCell::new(None) });
+    // What has a destructor would be registered with the thread, which waits for the lock of dlopen: for a library whose
+    // constructor may be waiting for the gate.
+    thread_local!(static STOPPED: RefCell<ManuallyDrop<Option<Held>>> = const { RefCell::new(ManuallyDrop::new(None)) });
 
-    /// Before: waits until nothing is being changed, and keeps it so.
+    /// Before: waits until nothing is being changed, and keeps it so. Nothing is allocated, and nothing waited for without an
+    /// end: a signal handler may have called fork() at any moment.
     pub fn prepare() {
+        STOPPED.with(|_| ()); // Memory of the thread's own may be allocated when it is first used.
+        gate::close();
         if !registry::is_used() {
             return;
         }
-        let closed = gate::close();
         for group in (0..counters::GROUPS).filter(|&group| counters::take_changed(group)) {
             for context in registry::of_group(group) {
                 let clients = || context.clients().map_or(0, |clients| clients.len());
-                context.counters.before_fork(|| context.caches.current().len() + clients());
+                context.counters.before_fork(|| context.caches.current().inherited() + clients());
             }
         }
-        let links = cache::hold();
-        STOPPED.with(|place| *place.borrow_mut() = Some((links, closed)));
+        // A signal handler that interrupts this function may come here, too.
+        if gate::is_closed_once() {
+            STOPPED.with(|place| **place.borrow_mut() = Some(cache::hold()));
+        }
         board::before_fork();
     }
 
     /// In the child, before it resumes.
     pub fn child() {
+        gate::forked();
         if !registry::is_used() {
             return;
         }
@@ -1389,9 +1394,9 @@ pub mod fork {
 
     /// After, in the parent and in the child.
     pub fn resume() {
-        if !registry::is_used() {
-            return;
+        if gate::is_closed_once() {
+            drop(STOPPED.with(|place| place.borrow_mut().take()));
         }
-        STOPPED.with(|place| place.borrow_mut().take());
+        gate::open();
     }
 }

@@ -45,7 +45,8 @@ unsafe extern "C" fn needs_us(info: *mut libc::dl_phdr_info, _: size_t, _: *mut 
         let strings = if strings.value < base { base + strings.value } else { strings.value };
         let mut needed = entries.filter(|entry| entry.tag == NEEDED);
         c_int::from(needed.any(|entry| {
-            CStr::from_ptr((strings + entry.value) as *const libc::c_char).to_bytes().starts_with(b"libreprise.so")
+            let path = CStr::from_ptr((strings + entry.value) as *const libc::c_char).to_bytes();
+            path.rsplit(|&byte| byte == b'/').next().is_some_and(|name| name.starts_with(b"libreprise.so"))
         }))
     }
 }

@@ -11,7 +11,7 @@
 use super::context::{create, Make};
 use super::types::{OSSL_LIB_CTX, SSL_CTX};
 use super::{table, Session};
-use crate::gate;
+use crate::{gate, thread};
 use std::cell::Cell;
 use std::ptr::{null, null_mut};
 use std::sync::atomic::{
@@ -65,6 +65,7 @@ pub fn mark(session: &Session) {
         mine = NEXT.fetch_add(1, Relaxed);
         MINE.set(mine);
     }
+    let mut round = 0;
     loop {
         let made = MADE.load(Acquire).min(MARKERS);
         let (before, from) = MARKER[..made].split_at(mine.checked_rem(made).unwrap_or(0));
@@ -75,12 +76,14 @@ pub fn mark(session: &Session) {
         drop(inside);
         if FORKED.load(Relaxed) && made > 0 {
             CROWDED.store(true, Relaxed);
-            std::thread::yield_now();
+            thread::pause(round);
+            round += 1;
         } else if !make(null_mut()) {
             if made == 0 {
                 return; // libssl makes none, not even for the program
             }
-            std::thread::yield_now();
+            thread::pause(round);
+            round += 1;
         }
     }
 }

@@ -31,7 +31,7 @@ use shard::{Listed, Locked, Shard, Stored};
 use smallvec::SmallVec;
 use std::sync::PoisonError;
 use sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering::Relaxed};
-use sync::{enter, yield_now, Inside, Mutex, MutexGuard, OnceBox};
+use sync::{enter, pause, Inside, Mutex, MutexGuard, OnceBox};
 
 const SHARDS: usize = if cfg!(loom) { 2 } else { 16 };
 /// How many sessions the small shard holds.
@@ -248,6 +248,7 @@ impl<S: Session> Cache<S> for Memory<S> {
         let expiry = session.expiry();
         let new = Stored { expiry, session, words, hash };
         let mut departed: SmallVec<[(S, Departure); 1]> = SmallVec::new();
+        let mut round = 0;
         let (inserted, not_taken) = loop {
             let Some(mut locked) = self.lock(hash) else {
                 self.begin();
@@ -280,7 +281,10 @@ impl<S: Session> Cache<S> for Memory<S> {
             drop(locked);
             match self.evict() {
                 Some(evicted) => departed.push((evicted, Departure::Evicted)),
-                None => yield_now(),
+                None => {
+                    pause(round);
+                    round += 1;
+                }
             }
         };
         // After the limit was lowered, also one that replaces another makes the surplus leave.

@@ -4,13 +4,19 @@
 #[cfg(not(loom))]
 pub use {
     crate::gate::{enter, Inside},
+    crate::thread::pause,
     once_cell::race::OnceBox,
     std::{
         hint::spin_loop,
         sync::{atomic, Mutex, MutexGuard, OnceLock},
-        thread::yield_now,
     },
 };
+
+/// Lets other threads run.
+#[cfg(loom)]
+pub fn pause(_round: u32) {
+    loom::thread::yield_now();
+}
 
 /// The model checker knows no fork.
 #[cfg(loom)]
@@ -26,7 +32,6 @@ pub use {
     loom::{
         hint::spin_loop,
         sync::{atomic, Mutex, MutexGuard},
-        thread::yield_now,
     },
     once::{OnceBox, OnceLock},
 };

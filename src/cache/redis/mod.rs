@@ -23,10 +23,11 @@ mod strangers;
 pub mod url;
 pub mod vitals;
 
-use super::{Cache, Collision, Departure, Held, Inserted, Key, Portable, Seconds, Service, LONGEST};
+use super::{Cache, Collision, Departure, Inserted, Key, Portable, Seconds, Service, LONGEST};
 use link::{Answer, Link};
 use once_cell::race::OnceBox;
 use server::How;
+use smallvec::SmallVec;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use url::Spec;
@@ -58,10 +59,15 @@ pub fn leave() {
     links().for_each(Link::leave);
 }
 
+/// The locks of the links; dropping it lets them go. Processes rarely have more than one link: nothing is allocated then.
+pub struct Held {
+    _links: SmallVec<[link::Held; 2]>,
+}
+
 /// Nothing is half done until the result is dropped. The threads of a link are at work when the last context that used it
 /// has gone, too.
-pub fn hold() -> Box<dyn Held> {
-    Box::new(links().map(Link::hold).collect::<Vec<_>>())
+pub fn hold() -> Held {
+    Held { _links: links().map(Link::hold).collect() }
 }
 
 impl<S: Portable> Redis<S> {
@@ -166,6 +172,11 @@ impl<S: Portable> Cache<S> for Redis<S> {
     /// Those of this process that are not written yet: nobody counts the others.
     fn len(&self) -> usize {
         self.link.pending(self.service()).len()
+    }
+
+    /// What is pending is the parent's to write.
+    fn inherited(&self) -> usize {
+        0
     }
 
     /// As far as is known.

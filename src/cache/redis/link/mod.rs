@@ -18,12 +18,13 @@ use super::strangers::Strangers;
 use super::url::Spec;
 use super::vitals::{Vital, Vitals};
 use crate::log;
+use crate::thread::Waiting;
 use redis::{Cmd, RedisResult, Value};
 use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -37,6 +38,8 @@ const REMEMBERED: usize = 1 << 16;
 const LOOK_AT_KEYS: Duration = Duration::from_secs(2);
 /// Connections that wait for the next lookup.
 const IDLE: usize = 64;
+/// How long a fork waits for those who have a lock.
+const HOLDING: Duration = Duration::from_secs(2);
 /// How long a process that ends waits for what is still to be written.
 const PARTING: Duration = Duration::from_millis(200);
 
@@ -56,6 +59,23 @@ pub struct Link {
     /// [`State::broken`], to be read without the lock.
     broken: AtomicBool,
     vitals: Vitals,
+}
+
+/// The locks of a link; dropping it lets them go.
+pub struct Held {
+    _keys: Option<MutexGuard<'static, (Arc<Keys>, Stamp)>>,
+    _state: Option<MutexGuard<'static, State>>,
+}
+
+fn lock<T>(mutex: &'static Mutex<T>, waiting: &mut Waiting) -> Option<MutexGuard<'static, T>> {
+    loop {
+        match mutex.try_lock() {
+            Ok(locked) => return Some(locked),
+            Err(TryLockError::Poisoned(error)) => return Some(error.into_inner()),
+            Err(TryLockError::WouldBlock) if waiting.goes_on() => {}
+            Err(TryLockError::WouldBlock) => return None,
+        }
+    }
 }
 
 /// What tells whether a file was changed.
@@ -193,9 +213,11 @@ impl Link {
         self.state().runs[WRITER]
     }
 
-    /// Nothing is half done until the result is dropped.
-    pub fn hold(&'static self) -> impl Sized {
-        (self.keys.lock().unwrap_or_else(PoisonError::into_inner), self.state())
+    /// Nothing is half done until the result is dropped. A lock that this very thread has, because a signal handler forks, is
+    /// not waited for without an end.
+    pub fn hold(&'static self) -> Held {
+        let mut waiting = Waiting::at_most(HOLDING);
+        Held { _keys: lock(&self.keys, &mut waiting), _state: lock(&self.state, &mut waiting) }
     }
 
     // --- what is asked ---------------------------------------------------------------------------------------------
