@@ -555,6 +555,31 @@ static void ISO1_what_a_program_brings_stays(void **state)
     }
 }
 
+/* A program that adds what its handshakes leave (stunnel does) shares it, also where the cache has it already. */
+static void ISO2_what_a_handshake_leaves_is_shared(void **state)
+{
+    (void)state;
+    for (int semantics = 0; semantics < 2; semantics++)
+        for (int stores = 0; stores < 2; stores++) {
+            SSL_CTX *client = client_ctx(TLS1_2_VERSION), *a = service(TLS1_2_VERSION), *b = service(TLS1_2_VERSION);
+            SSL_SESSION *session;
+            pair p;
+
+            reprise_ctx_set_semantics(a, semantics ? REPRISE_SEMANTICS_STOCK : REPRISE_SEMANTICS_DOCUMENTED);
+            SSL_CTX_set_session_cache_mode(a, SSL_SESS_CACHE_SERVER | (stores ? 0 : SSL_SESS_CACHE_NO_INTERNAL_STORE));
+            p = tls_connect(client, a, NULL);
+            session = SSL_get1_session(p.client);
+            assert_int_equal(SSL_CTX_add_session(a, SSL_get_session(p.server)), !stores);
+            tls_close(&p);
+            assert_int_equal(visit(client, b, session, NULL, NULL), 1);
+            assert_int_equal(visit(client, a, session, NULL, NULL), 1);
+            SSL_SESSION_free(session);
+            SSL_CTX_free(a);
+            SSL_CTX_free(b);
+            SSL_CTX_free(client);
+        }
+}
+
 static int want_mail(SSL *ssl, void *whose) { return X509_VERIFY_PARAM_set1_email(SSL_get0_param(ssl), whose, 0); }
 static int want_ip(SSL *ssl, void *which) { return X509_VERIFY_PARAM_set1_ip_asc(SSL_get0_param(ssl), which); }
 static int want_host(SSL *ssl, void *host)
@@ -894,6 +919,7 @@ int main(void)
         CACHE_TEST(ISO1_a_session_is_for_one_server_name),
         CACHE_TEST(ISO1_listeners_of_one_context),
         CACHE_TEST(ISO1_what_a_program_brings_stays),
+        CACHE_TEST(ISO2_what_a_handshake_leaves_is_shared),
         CACHE_TEST(ISO1_parameters_of_connections),
         CACHE_TEST(ISO1_a_virtual_host_is_as_it_is_now),
         CACHE_TEST(ISO1_an_address_is_used_again),

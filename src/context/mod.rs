@@ -757,28 +757,31 @@ impl Context {
             session.set_time(now());
         }
         let role = self.role_of(session);
-        let tagged = match role {
+        let session = match role {
             Role::Server if self.caches.is_shared() => self.tagged(session),
             _ => session.clone(),
         };
-        let inserted = self.store(tagged, Collision::Replace, role);
         // ADD3, stock: also the time of a session that is cached already was rewritten.
-        if inserted == Inserted::Same && !self.is_documented() {
-            self.cache_of(role).expiry_changed(session);
+        let again = (!self.is_documented()).then(|| session.clone());
+        let inserted = self.store(session, Collision::Replace, role);
+        if let (Inserted::Same, Some(session)) = (inserted, again) {
+            self.cache_of(role).expiry_changed(&session);
         }
         matches!(inserted, Inserted::Added | Inserted::Replaced)
     }
 
     /// A session that the program adds to a cache that others use. It is for this SSL_CTX, unless its handshake tells more.
     fn tagged(&self, session: &Session) -> Session {
-        if let Some(tag) = Negotiated::tag(session) {
+        let (key, own) = (session.key(), self.service.own());
+        let (negotiator, negotiated, tag) = NEGOTIATED.get();
+        if (negotiator, negotiated) == (own, Some(key)) {
             return session.with_tag(tag);
         }
-        match self.cache().get(&session.key()) {
+        match self.cache().get(&key) {
             Some(cached) if cached.has_secret_of(session) => {
                 session.with_chain(cached.chain().cloned()).with_tag(cached.tag())
             }
-            _ => session.with_tag(added_tag(self.service.own())),
+            _ => session.with_tag(added_tag(own)),
         }
     }
 
@@ -1004,28 +1007,9 @@ fn is_alive(ctx: usize) -> bool {
 }
 
 thread_local! {
-    /// The session whose new_cb is running on this thread, and its tag.
-    static NEGOTIATED: Cell<(usize, Tag)> = const { Cell::new((0, [0; 2])) };
-}
-
-/// While a program's new_cb runs: a session that it adds itself is the one that was negotiated.
-struct Negotiated((usize, Tag));
-
-impl Negotiated {
-    fn begin(session: &Session, tag: Tag) -> Negotiated {
-        Negotiated(NEGOTIATED.replace((session.as_ptr() as usize, tag)))
-    }
-
-    fn tag(session: &Session) -> Option<Tag> {
-        let (address, tag) = NEGOTIATED.get();
-        (address == session.as_ptr() as usize && tag != [0; 2]).then_some(tag)
-    }
-}
-
-impl Drop for Negotiated {
-    fn drop(&mut self) {
-        NEGOTIATED.set(self.0);
-    }
+    /// The session that was negotiated last on this thread: by which SSL_CTX, as what only that one has, and with which tag. A
+    /// program may add it itself, in its new_cb or after the handshake (stunnel).
+    static NEGOTIATED: Cell<([u8; 16], Option<Key>, Tag)> = const { Cell::new(([0; 16], None, [0; 2])) };
 }
 
 /// What is shared with other processes is told that this one has gone.
@@ -1156,9 +1140,10 @@ impl Context {
         if mode & SSL_SESS_CACHE_NO_INTERNAL_STORE == 0 && self.is_looked_up_later(connection) {
             self.store(session.clone(), Collision::Replace, role);
         }
-        let negotiated = shares.then(|| Negotiated::begin(session, tag));
+        if shares {
+            NEGOTIATED.set((self.service.own(), Some(session.key()), tag));
+        }
         let Some(keeps) = self.new_callback.call(connection, session) else { return false };
-        drop(negotiated);
         // CB3. It is not marked and remove_cb is not called: programs that have just stored it as bytes return 0, and
         // would delete what they stored. Under REPRISE_INTERNAL=always servers keep it: nothing that the program says is
         // against their cache.

@@ -479,7 +479,11 @@ pub unsafe fn note(ssl: *mut SSL, place: c_int, number: usize) {
 /// `ssl` is alive.
 pub unsafe fn noted(ssl: *const SSL, place: c_int) -> usize {
     // SAFETY: by the caller's promise.
-    EVER_NOTED.load(Relaxed).then(|| unsafe { (table().SSL_get_ex_data)(ssl, place) } as usize).unwrap_or(0)
+    match EVER_NOTED.load(Relaxed) {
+        // SAFETY: by the caller's promise.
+        true => unsafe { (table().SSL_get_ex_data)(ssl, place) as usize },
+        false => 0,
+    }
 }
 
 /// SSL_set_SSL_CTX, noting the context that `ssl` was made with: libssl goes on caching there.
