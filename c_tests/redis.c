@@ -757,12 +757,13 @@ static void ID1_ids_of_the_program_are_found(void **state)
         assert_true(tls_resumes(client, server, first));
         theirs = session_of(ids, server, client);
         assert_true(tls_resumes(client, server, theirs));
-        assert_true(tls_resumes(client, other, theirs));
+        /* One that was negotiated elsewhere and added by hand is for the context that it was added to. */
+        assert_int_equal(tls_resumes(client, other, theirs), ids != ADDED);
         written(server);
         assert_true(tls_resumes(client, server, theirs));
         crossing->length = i2d_SSL_SESSION(theirs, &end);
         /* A process that has begun before may have to ask first. */
-        for (tries = 0; !in_another_process(returns, crossing); tries++) {
+        for (tries = 0; ids != ADDED && !in_another_process(returns, crossing); tries++) {
             assert_true(tries < 100);
             a_while();
         }
@@ -834,7 +835,7 @@ static void ID1_strangers_are_announced(void **state)
     if ((child = fork()) == 0)
         _exit(learns(&waiter));
     assert_int_equal(read(waiter.tells[0], &byte, 1), 1);
-    theirs = session_of(ADDED, server, client);
+    theirs = session_of(OF_THE_CONTEXT, server, client);
     written(server);
     waiter.crossing->length = i2d_SSL_SESSION(theirs, &end);
     assert_int_equal(write(waiter.told[1], "", 1), 1);
