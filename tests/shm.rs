@@ -632,7 +632,7 @@ fn a_stopped_owner_delays_but_does_not_block() {
         let inserted = put(&area, 1, 140);
         let took = began.elapsed().as_millis();
         delayed += u64::from(inserted == Inserted::Refused);
-        assert!(took < 100, "{took} ms");
+        assert!(took < 2000, "{took} ms"); // 20, and what a busy machine adds
         child.kill();
         child.wait();
         assert!(matches!(put(&area, 1, 140), Inserted::Added | Inserted::Same), "free again when the owner is dead");
@@ -650,7 +650,10 @@ fn gone1_nothing_waits_for_a_stopped_writer() {
     let identity = [1, 77];
     let mut in_lock = 0;
     let mut random = Random(11);
-    for round in 0..120 {
+    for round in 0..600 {
+        if in_lock == 20 {
+            break;
+        }
         (0..KEYS).for_each(|number| {
             area.insert(A, &key(number), &content(0, number, 0, 140), FAR, Collision::Replace, 0, &mut Vec::new());
         });
