@@ -891,6 +891,7 @@ static int answer_marked(void *arg)
         result = (SSL_CTX_sess_cb_hits(s.server) > 0) | (in_cache(s.server, c->version, s.offered) ? 4 : 0);
         tls_close(&p);
     }
+    end(&s);
     return result;
 }
 
