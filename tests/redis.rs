@@ -177,7 +177,7 @@ fn over_tls_with_a_client_certificate() {
     let certificates = Certificates::new(&fleet.sandbox);
     let redis = Redis::with_tls(&fleet.sandbox, &certificates, &[]);
     let of = |name: &str| certificates.file(name);
-    let more = format!("&ca={}&cert={}&cert_key={}", of("ca.pem"), of("client.pem"), of("client.key"));
+    let more = format!("&ca={}&cert={}&cert_key={}&deadline=1s", of("ca.pem"), of("client.pem"), of("client.key"));
     resumes_across_machines(&fleet, &fleet.url(&format!("rediss://{}/0", redis.address()), &more));
 }
 
@@ -223,7 +223,7 @@ fn on_a_cluster() {
 fn on_sentinels_across_a_failover() {
     let fleet = Fleet::new();
     let sentinels = Sentinels::start(&fleet.sandbox, &[]);
-    let url = fleet.url(&format!("redis+sentinel://{}/fleet", sentinels.addresses()), "");
+    let url = fleet.url(&format!("redis+sentinel://{}/fleet", sentinels.addresses()), "&deadline=1s");
     resumes_across_machines(&fleet, &url);
     let machines = fleet.machines(Some(&url), &[]);
     let before = VERSIONS.map(|version| (version, fleet.session(&machines[0], version, &format!("before{version}"))));
