@@ -5,22 +5,24 @@ use super::area;
 use libc::{c_int, c_void, siginfo_t};
 use std::mem::MaybeUninit;
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicUsize, Ordering::Acquire, Ordering::Release};
-use std::sync::Once;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Acquire, Ordering::Release};
 
 /// What was to be done before: the handler's address, and its flags.
 static BEFORE: [AtomicUsize; 2] = [const { AtomicUsize::new(libc::SIG_DFL) }; 2];
 
 /// Sees to it from now on. A handler that the program sets later takes its place.
+///
+/// Two threads may do it at once, and a child may be forked in the middle of it: so nobody waits for anybody here.
 pub fn handle() {
-    static HANDLED: Once = Once::new();
-    HANDLED.call_once(|| {
-        // SAFETY: structs of integers and a handler that lives as long as the process, since the library is never unloaded.
-        unsafe {
-            let mut before = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
-            if libc::sigaction(libc::SIGBUS, std::ptr::null(), &mut before) != 0 {
-                return;
-            }
+    static HANDLED: AtomicBool = AtomicBool::new(false);
+    if HANDLED.load(Acquire) {
+        return;
+    }
+    // SAFETY: structs of integers and a handler that lives as long as the process, since the library is never unloaded.
+    unsafe {
+        let mut before = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
+        let known = libc::sigaction(libc::SIGBUS, std::ptr::null(), &mut before) == 0;
+        if known && before.sa_sigaction != on_bus as *const () as usize {
             BEFORE[0].store(before.sa_sigaction, Release);
             BEFORE[1].store(before.sa_flags as usize, Release);
             let mut ours = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
@@ -29,7 +31,8 @@ pub fn handle() {
             ours.sa_mask = before.sa_mask;
             libc::sigaction(libc::SIGBUS, &ours, null_mut());
         }
-    });
+    }
+    HANDLED.store(true, Release);
 }
 
 unsafe extern "C" fn on_bus(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {

@@ -11,7 +11,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -134,8 +134,12 @@ pub fn constants(file: &File) -> io::Result<Option<Constants>> {
 
 /// Tells this boot from every other one; 0 if it is not known.
 fn boot() -> u64 {
-    static BOOT: OnceLock<u64> = OnceLock::new();
-    *BOOT.get_or_init(|| std::fs::read("/proc/sys/kernel/random/boot_id").map_or(0, |id| xxh3_64(&id)))
+    // Nobody waits for another thread, which a forked child may not have.
+    static BOOT: AtomicU64 = AtomicU64::new(0);
+    if BOOT.load(Relaxed) == 0 {
+        BOOT.store(std::fs::read("/proc/sys/kernel/random/boot_id").map_or(0, |id| xxh3_64(&id)), Relaxed);
+    }
+    BOOT.load(Relaxed)
 }
 
 /// Where one of the two is not known, as in a chroot, the file is taken for one of this boot.
