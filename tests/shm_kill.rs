@@ -175,9 +175,11 @@ fn a_ticket_is_taken_once_though_takers_are_killed() {
     let had: u64 = taken.iter().map(|taken| taken.load(Relaxed)).sum();
     assert!(taken.iter().all(|taken| taken.load(Relaxed) <= 1), "had twice");
     assert_eq!(panicked().load(Relaxed), 0, "a process found something wrong");
+    // The check comes first: it ends what the last taker was killed in.
+    let sessions = check(&area);
     let info = area.info();
     println!("{kills} kills, {} in a change, {had} had", info.count(Counter::Recovered));
-    assert_eq!((check(&area), info.count(Counter::Reset)), (info.sessions, 0));
+    assert_eq!((info.sessions, info.count(Counter::Reset)), (sessions, 0));
     // A taker may be killed between taking and telling.
     let gone = TICKETS - info.sessions;
     assert!(gone >= had && gone - had <= kills, "{gone} gone, {had} had");
