@@ -188,6 +188,7 @@ check-all: check
 	tools/fresh.sh bookworm
 	tools/fresh.sh trixie
 	$(MAKE) --no-print-directory deb check-deb
+	REPRISE_FIRST_SEQUENCE=$$(date +%s) REPRISE_SEQUENCES=20000 $(CARGO) test --profile proof --locked --test differential
 	tools/check_libssl.sh $(VERSIONS)
 	tools/check_threads.sh
 	tools/check_models.sh

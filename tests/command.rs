@@ -13,7 +13,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    free_port, libreprise, openssl, program, reconnect, repository, run, text, Sandbox, Server, SharedCache, Stats,
+    free_port, libreprise, openssl, program, reconnect, repository, run, s_client, text, Sandbox, Server, SharedCache,
+    Stats,
 };
 use redis_world::{key_file, wait_until, Certificates, Cluster, Redis};
 use reprise::cache::redis::keys::Keys;
@@ -775,7 +776,13 @@ fn status_shows_the_link_to_redis() {
     assert_eq!(reconnect(port, TLS12).resumed, 20);
     // A client that may do TLS 1.3 makes up an id for its first connection.
     assert!(visit(port).contains("New, TLSv1.2"));
-    let seen = wait_for(server.id(), |links| links.iter().any(|link| link["counters"]["written"] == 2));
+    let session = sandbox.file("session.pem");
+    s_client(Command::new(openssl()), port, &["-tls1_2"], Some(&session));
+    wait_for(server.id(), |links| links.iter().any(|link| link["counters"]["written"] == 3));
+    // What is written is not pending any more: Redis is asked.
+    let again = ["-tls1_2", "-sess_in", session.to_str().unwrap()];
+    assert!(s_client(Command::new(openssl()), port, &again, None).contains("Reused, TLSv1.2"));
+    let seen = status(server.id()).unwrap();
     let link = &seen["links"][0];
     assert_eq!(seen["links"].as_array().unwrap().len(), 1, "{seen:#}");
     assert_eq!(link["cache"], redis.name());
@@ -783,7 +790,7 @@ fn status_shows_the_link_to_redis() {
     assert_eq!(link["counters"]["refused_ids"], 1, "{link:#}");
     let answers = number(&link["answers"]);
     let slots: u64 = link["slots"].as_array().unwrap().iter().map(|slot| number(&slot["answers"])).sum();
-    assert_eq!(answers + number(&link["counters"]["found_pending"]), 20, "each lookup is one: {link:#}");
+    assert_eq!(answers + number(&link["counters"]["found_pending"]), 21, "each lookup is one: {link:#}");
     assert!(slots == answers && link["p50_seconds"].as_f64() <= link["p99_seconds"].as_f64(), "{link:#}");
     assert!(number(&link["counters"]["round_trip_micros"]) > 0, "{link:#}");
 
@@ -795,7 +802,7 @@ fn status_shows_the_link_to_redis() {
     for line in [
         format!("reprise_redis_round_trip_seconds_bucket{{{labels},le=\"+Inf\"}} {answers}\n"),
         format!("reprise_redis_round_trip_seconds_count{{{labels}}} {answers}\n"),
-        format!("reprise_redis_written_total{{{labels}}} 2\n"),
+        format!("reprise_redis_written_total{{{labels}}} 3\n"),
         format!("reprise_redis_is_broken{{{labels}}} 0\n"),
         "# TYPE reprise_redis_round_trip_seconds histogram\n".into(),
     ] {

@@ -201,6 +201,9 @@ impl Context {
             context.sized.store(false, Relaxed);
             context.has_clients.store(false, Relaxed);
             context.late.store(0, Relaxed);
+            if let Some(mut sweep) = context.sweep.try_lock() {
+                *sweep = Sweep::default();
+            }
             context.set_tickets(config.tickets);
             context.set_unclean(config.unclean);
             context.internal.store(config.internal as u32, Relaxed);

@@ -316,21 +316,22 @@ impl World {
     }
 
     fn model_insert(&mut self, object: Index, keep: bool) -> (Inserted, Vec<(Index, Departure)>) {
-        if self.model.position(object).is_some() {
+        let new = self.objects[object].expiry();
+        if let Some(position) = self.model.position(object) {
+            self.model.set_expiry(position, new);
             return (Inserted::Same, Vec::new());
         }
-        let new = self.objects[object].expiry();
         if let Some(other) = self.cached(&self.objects[object].key) {
             if keep && self.objects[other].expiry() >= self.now {
                 return (Inserted::Kept, Vec::new());
             }
             self.model.remove(other);
-            self.model.push(object, new);
-            // The limit may have been lowered since.
+            // The limit may have been lowered since. The new one stays, however soon it expires.
             let mut departures = vec![(other, Departure::Replaced)];
-            while self.model.limit > 0 && self.model.entries.len() > self.model.limit {
+            while self.model.limit > 0 && self.model.entries.len() >= self.model.limit {
                 departures.push((self.model.evict(), Departure::Evicted));
             }
+            self.model.push(object, new);
             return (Inserted::Replaced, departures);
         }
         let mut evicted = Vec::new();

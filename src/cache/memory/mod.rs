@@ -34,6 +34,8 @@ use sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering::Relaxed};
 use sync::{enter, pause, Inside, Mutex, MutexGuard, OnceBox};
 
 const SHARDS: usize = if cfg!(loom) { 2 } else { 16 };
+/// Of a session that leaves after all others.
+const LAST: Seconds = Seconds::MAX;
 /// How many sessions the small shard holds.
 const FEW: usize = 192;
 
@@ -246,9 +248,9 @@ impl<S: Session> Cache<S> for Memory<S> {
     fn insert(&self, session: S, collision: Collision, left: &mut dyn FnMut(S, Departure)) -> Inserted {
         let (words, hash) = self.find_by(&session.key());
         let expiry = session.expiry();
-        let new = Stored { expiry, session, words, hash };
+        let mut new = Stored { expiry, session, words, hash };
         let mut departed: SmallVec<[(S, Departure); 1]> = SmallVec::new();
-        let mut round = 0;
+        let (mut round, mut has_surplus) = (0, false);
         let (inserted, not_taken) = loop {
             let Some(mut locked) = self.lock(hash) else {
                 self.begin();
@@ -257,10 +259,17 @@ impl<S: Session> Cache<S> for Memory<S> {
             let shard = locked.shard();
             if let Some(slot) = locked.find(&words, hash) {
                 if locked.session(slot).is_some_and(|cached| cached.same(&new.session)) {
+                    // As libssl does: among those that expire in the same second it is the last one now.
+                    locked.set_expiry(slot, expiry, order::next());
                     break (Inserted::Same, Some(new));
                 }
                 if matches!(collision, Collision::KeepUnlessExpired(now) if locked.expiry(slot) >= Some(now)) {
                     break (Inserted::Kept, Some(new));
+                }
+                // What has to leave after the limit was lowered is not the new one, however soon it expires.
+                has_surplus = self.is_overdrawn();
+                if has_surplus {
+                    new.expiry = LAST;
                 }
                 departed.push((locked.replace(slot, new, order::next()), Departure::Replaced));
                 break (Inserted::Replaced, None);
@@ -287,11 +296,14 @@ impl<S: Session> Cache<S> for Memory<S> {
                 }
             }
         };
-        // After the limit was lowered, also one that replaces another makes the surplus leave.
-        while inserted == Inserted::Replaced && self.is_overdrawn() {
-            match self.evict() {
-                Some(evicted) => departed.push((evicted, Departure::Evicted)),
-                None => break,
+        if has_surplus {
+            while self.is_overdrawn() {
+                let Some(evicted) = self.evict() else { break };
+                departed.push((evicted, Departure::Evicted));
+            }
+            if let Some(mut locked) = self.lock(hash) {
+                let slot = locked.find(&words, hash).filter(|&slot| locked.expiry(slot) == Some(LAST));
+                slot.into_iter().for_each(|slot| locked.set_expiry(slot, expiry, order::next()));
             }
         }
         self.expires(expiry);
