@@ -149,6 +149,37 @@ static pid_t stepped;
 /* The processor raises SIGTRAP after each instruction while this flag is set. */
 #define TRAP_FLAG 0x100
 
+/*
+ * glibc 2.41 blocks all signals in the middle of fork(), and a SIGTRAP that is blocked would kill. Called before each
+ * instruction: one that blocks SIGTRAP blocks all others but that. Whether another handler could run now.
+ */
+static int may_interrupt(greg_t *registers)
+{
+    static uint64_t all_but_sigtrap;
+    static greg_t set;
+    static int blocked;
+    const uint64_t sigtrap = (uint64_t)1 << (SIGTRAP - 1);
+    const unsigned char *next = (const unsigned char *)registers[REG_RIP];
+
+    if (set != 0)
+        registers[REG_RSI] = set; /* the instruction before was such a one */
+    set = 0;
+    if (next[0] != 0x0f || next[1] != 0x05 || registers[REG_RAX] != SYS_rt_sigprocmask || registers[REG_RSI] == 0)
+        return !blocked;
+    memcpy(&all_but_sigtrap, (const void *)registers[REG_RSI], sizeof(all_but_sigtrap));
+    if (registers[REG_RDI] == SIG_UNBLOCK) {
+        blocked = 0;
+    } else if (all_but_sigtrap & sigtrap) {
+        blocked = 1;
+        all_but_sigtrap &= ~sigtrap;
+        set = registers[REG_RSI];
+        registers[REG_RSI] = (greg_t)&all_but_sigtrap;
+    } else if (registers[REG_RDI] == SIG_SETMASK) {
+        blocked = 0;
+    }
+    return !blocked;
+}
+
 static void on_signal(int signal, siginfo_t *info, void *context)
 {
     greg_t *flags = &((ucontext_t *)context)->uc_mcontext.gregs[REG_EFL];
@@ -159,7 +190,7 @@ static void on_signal(int signal, siginfo_t *info, void *context)
     if (!stepping || getpid() != stepped)
         return;
     *flags |= TRAP_FLAG;
-    if (signals++ % stride == 0)
+    if (may_interrupt(((ucontext_t *)context)->uc_mcontext.gregs) && signals++ % stride == 0)
         fork_and_wait();
     errno = before;
 }

@@ -7,6 +7,8 @@
  *
  * Not called, because stock itself is undefined or differs from run to run there:
  * - a session is never added to a second SSL_CTX: libssl 3.0 and later keep one place in a list for each object (ADD3);
+ * - a session that is marked (SSL_SESSION_is_resumable) is not added, and one that is cached is marked only where it leaves:
+ *   libssl resumes what is cached and marked, Reprise never does;
  * - a session without an id is not added: libssl could never remove it again;
  * - callbacks do not call back into their SSL_CTX: libssl holds its lock (CB11);
  * And nothing depends on when a second ends: times lie half a thousand seconds apart, and libssl's clock stands still.
@@ -69,6 +71,7 @@ static int home_index;                  /* of a session: one more than the numbe
 /* Session ids are random: they are called by the order in which they appeared. */
 static struct { unsigned char id[32]; unsigned length; } names[NAMES];
 static int named;
+static int alive_before_all;            /* what stock leaked in earlier sequences is not counted again */
 
 static const char *name_of(const SSL_SESSION *session)
 {
@@ -125,7 +128,7 @@ static void print_state(void)
                SSL_CTX_sess_misses(ctx), SSL_CTX_sess_timeouts(ctx), SSL_CTX_sess_cache_full(ctx),
                OPENSSL_LH_num_items((const OPENSSL_LHASH *)SSL_CTX_sessions(ctx)));
     }
-    printf("   %d alive", sessions_alive());
+    printf("   %d alive", sessions_alive() - alive_before_all);
     for (int i = 0; i < SLOTS; i++)
         if (slots[i] != NULL)
             printf(", %s%s %ld+%ld", name_of(slots[i]), SSL_SESSION_is_resumable(slots[i]) ? "" : " marked",
@@ -148,6 +151,18 @@ static void put(int slot, SSL_SESSION *session)
 static int home_of(const SSL_SESSION *session)
 {
     return (int)(intptr_t)SSL_SESSION_get_ex_data(session, home_index) - 1;
+}
+
+/* A copy is in no cache. */
+#if OPENSSL_VERSION_NUMBER >= 0x30000000L
+static int no_home(CRYPTO_EX_DATA *to, const CRYPTO_EX_DATA *from, void **from_d, int index, long argl, void *argp)
+#else
+static int no_home(CRYPTO_EX_DATA *to, const CRYPTO_EX_DATA *from, void *from_d, int index, long argl, void *argp)
+#endif
+{
+    (void)to, (void)from, (void)index, (void)argl, (void)argp;
+    *(void **)from_d = NULL;
+    return 1;
 }
 
 /* Whether it may be in the cache of that SSL_CTX, which is then its home. */
@@ -278,7 +293,7 @@ static void connect(int number)
     printf("   done %d, resumed %d %d, ending %d\n", done, SSL_session_reused(p.client), SSL_session_reused(p.server), ending);
     printf("   sessions %s %s\n", name_of(SSL_get_session(p.client)), name_of(SSL_get_session(p.server)));
     if (done && chance(10))
-        printf("   renegotiate %d %d\n", SSL_renegotiate(p.client), tls_drive(&p));
+        printf("   renegotiate %d", SSL_renegotiate(p.client)), printf(" %d\n", tls_drive(&p));
     if (SSL_get_session(p.client) != NULL && chance(60)) {
         put(0, SSL_get1_session(p.client));
         at_home(slots[0], CLIENT);
@@ -329,11 +344,13 @@ static void step(void)
         break;
     case 7: case 8: case 9: case 10:
         slot = filled();
-        if (has_id(slots[slot]) && at_home(slots[slot], number))
+        if (has_id(slots[slot]) && SSL_SESSION_is_resumable(slots[slot]) && at_home(slots[slot], number))
             printf(" add(%d, %s) =", number, name_of(slots[slot])), printf(" %d\n", SSL_CTX_add_session(c->ctx, slots[slot]));
         break;
     case 11: case 12:
         slot = filled();
+        if (!at_home(slots[slot], number))
+            break;
         printf(" remove(%d, %s)\n", number, name_of(slots[slot]));
         printf("   = %d\n", SSL_CTX_remove_session(c->ctx, slots[slot]));
         break;
@@ -419,7 +436,6 @@ static void step(void)
         slot = filled();
         copy = SSL_SESSION_dup(slots[slot]);
         printf(" dup(%s) = %s\n", name_of(slots[slot]), name_of(copy));
-        SSL_SESSION_set_ex_data(copy, home_index, NULL);
         put((int)below(SLOTS), copy);
         break;
     }
@@ -446,8 +462,8 @@ static void step(void)
         printf(" set_SSL_CTX = %d", number_of(SSL_set_SSL_CTX(p.server, contexts[switched].ctx)));
         if (slots[0] != NULL)
             printf(", offering %s = %d", name_of(slots[0]), SSL_set_session(p.client, slots[0]));
-        printf("\n");
-        printf("   done %d, resumed %d %d\n", tls_drive(&p), SSL_session_reused(p.client), SSL_session_reused(p.server));
+        printf("\n   done %d", tls_drive(&p));
+        printf(", resumed %d %d\n", SSL_session_reused(p.client), SSL_session_reused(p.server));
         tls_close(&p);
         break;
     }
@@ -471,13 +487,14 @@ int main(int argc, char **argv)
     struct timespec now;
 
     references_setup(NULL);
-    home_index = SSL_SESSION_get_ex_new_index(0, NULL, NULL, NULL, NULL);
+    home_index = SSL_SESSION_get_ex_new_index(0, NULL, NULL, no_home, NULL);
     clock_gettime(CLOCK_REALTIME, &now);
     base = now.tv_sec;
     for (uint64_t sequence = first; sequence < first + count; sequence++) {
         state = sequence;
         state = (uint64_t)below(1u << 31) << 32 | below(1u << 31); /* far from the next sequence's */
         named = 0;
+        alive_before_all = sessions_alive();
         printf("sequence %llu\n", (unsigned long long)sequence);
         for (int i = 0; i < CONTEXTS; i++)
             make_context(i);
@@ -495,7 +512,7 @@ int main(int argc, char **argv)
             contexts[i].ctx = NULL;
         }
         ERR_clear_error();
-        printf("   %d alive\n", sessions_alive());
+        printf("   %d alive\n", sessions_alive() - alive_before_all);
     }
     return 0;
 }

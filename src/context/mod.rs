@@ -1297,7 +1297,11 @@ impl Context {
             }
             if (self.is_documented() || stores) && session.is_resumable() {
                 self.count(Count::Taken);
-                self.counters.taken_outside();
+                // Where the program has no internal lookup, the cache may have it all the same.
+                match self.cache().take(key) {
+                    Some(_) => totals::sessions(-1),
+                    None => self.counters.taken_outside(),
+                }
                 ctx.claim(&session);
             }
         } else if self.is_documented() {
