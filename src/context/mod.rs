@@ -1297,6 +1297,10 @@ impl Context {
             }
             if (self.is_documented() || stores) && session.is_resumable() {
                 self.count(Count::Taken);
+                // Stock: it comes into the cache, for which another may have to leave, and is taken out of it at once.
+                if !self.is_documented() {
+                    self.store(session.clone(), Collision::Replace, Role::Server);
+                }
                 // Where the program has no internal lookup, the cache may have it all the same.
                 match self.cache().take(key) {
                     Some(_) => totals::sessions(-1),
