@@ -16,7 +16,7 @@ SOURCES := $(shell find src -type f) Cargo.toml Cargo.lock build.rs cbindgen.tom
 
 WARN    := -std=c11 -D_GNU_SOURCE= -Wall -Wextra -Wpedantic -Werror
 TLS     := -lssl -lcrypto -lpthread -ldl
-REPRISE := -Iinclude -Ltarget/release -Wl,-rpath,$(CURDIR)/target/release -lreprise
+REPRISE := -Iinclude -Ltarget/release '-Wl,-rpath,$(CURDIR)/target/release' -lreprise
 
 # One program for each manual page, linked with libssl alone and with Reprise ahead of it.
 PAGES   := $(patsubst c_tests/%.c,%,$(filter-out c_tests/harness.c,$(wildcard c_tests/*.c)))
@@ -35,6 +35,8 @@ endif
         check-all check-rust check-redis check-units check-c check-valgrind check-observed check-conformance check-header \
         observe conformance demo show bench lint clean
 .DELETE_ON_ERROR:
+# Tests measure and wait: two of them at a time is what they do by themselves.
+.NOTPARALLEL:
 
 all: $(LIBRARY)
 
@@ -50,9 +52,9 @@ needed-to-check:
 
 $(LIBRARY): $(SOURCES)
 	@tools/setup.sh build
-	$(CARGO) build --release --locked
+	$(CARGO) build --release --locked --target-dir target
 	@ln -sf libreprise.so target/release/$(SONAME)
-	@touch $@
+	@touch -c $@
 
 # --- the header ---------------------------------------------------------------------------------------------------
 
@@ -60,13 +62,21 @@ $(LIBRARY): $(SOURCES)
 GENERATED = $(shell ls -t target/release/build/reprise-*/out/reprise.h | head -n 1)
 
 header: needed-to-build
-	$(CARGO) build --release --locked
+	$(CARGO) build --release --locked --target-dir target
 	cp $(GENERATED) $(HEADER)
 
 check-header: $(LIBRARY)
 	@cmp $(HEADER) $(GENERATED) || { echo "include/reprise.h is not what the sources say: make header"; exit 1; }
 
 # --- installing ---------------------------------------------------------------------------------------------------
+
+# make's lists cannot hold spaces: `uninstall` would remove other files.
+ifneq ($(words x$(DESTDIR)$(PREFIX)$(LIBDIR)x),1)
+    $(error DESTDIR, PREFIX and LIBDIR must not contain spaces)
+endif
+ifneq ($(filter-out /%,$(PREFIX) $(LIBDIR)),)
+    $(error PREFIX and LIBDIR must begin with /)
+endif
 
 INCLUDE := $(PREFIX)/include
 BIN     := $(PREFIX)/bin
@@ -105,6 +115,7 @@ install: $(LIBRARY)
 	$(FILL) reprise.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/reprise.pc
 	$(FILL) cmake/reprise-config.cmake.in > $(DESTDIR)$(CMAKE)/reprise-config.cmake
 	$(FILL) cmake/reprise-config-version.cmake.in > $(DESTDIR)$(CMAKE)/reprise-config-version.cmake
+	chmod 644 $(addprefix $(DESTDIR),$(filter-out $(BIN)/%,$(INSTALLED)))
 
 # Without what only debuggers read. What the dynamic linker reads stays.
 install-strip: install
@@ -197,7 +208,7 @@ lint: needed-to-check
 	$(CARGO) fmt --check
 	$(CARGO) clippy --profile proof --locked --all-targets -- -D warnings
 	@$(MAKE) --no-print-directory check-copyright
-	shellcheck .ci/run $$(git ls-files '*.sh' 2>/dev/null || find . -name '*.sh' -not -path './target/*')
+	shellcheck .ci/run $$([ -e .git ] && git ls-files '*.sh' || find . -name '*.sh' -not -path './target/*' -not -path './vendor/*')
 
 # --- the example server, the demo, the benchmarks -------------------------------------------------------------------
 
@@ -241,7 +252,7 @@ check-deb:
 	tools/check_deb.sh trixie
 
 copyright:
-	tools/crates.py copyright > target/copyright && mv target/copyright debian/copyright
+	mkdir -p target && tools/crates.py copyright > target/copyright && mv target/copyright debian/copyright
 
 check-copyright:
 	@tools/crates.py check || { echo "debian/copyright is not what Cargo.lock's crates say: make copyright"; exit 1; }

@@ -225,7 +225,7 @@ enum { MANY = 300 };
 /* valgrind takes a third of a second for each context. */
 static int how_many(void)
 {
-    return getenv("REPRISE_SLOWLY") != NULL ? 30 : MANY;
+    return slowly() ? 30 : MANY;
 }
 
 static void MODE9_many_contexts(void **state)

@@ -304,6 +304,11 @@ int references_teardown(void **state)
     return left == 0 && twice == 0 ? 0 : -1;
 }
 
+int slowly(void)
+{
+    return getenv("REPRISE_SLOWLY") != NULL;
+}
+
 void left_out(void **state)
 {
     (void)state;
@@ -793,7 +798,7 @@ const char *in_child(int (*f)(void *), void *arg, unsigned seconds)
     int status;
     pid_t pid, ended;
 
-    if (getenv("REPRISE_SLOWLY") != NULL)
+    if (slowly())
         seconds *= 6;
     fflush(NULL);
     pid = fork();

@@ -114,6 +114,9 @@ int holds_one_less(void);
  * session for a while in a shared cache, on a machine that is very busy. */
 int added(SSL_CTX *ctx, SSL_SESSION *session);
 
+/* Whether the program runs under valgrind (REPRISE_SLOWLY), where a few rounds have to do. */
+int slowly(void);
+
 /* A key and a self-signed certificate for it that no other context has. The caller's own. */
 X509 *other_certificate(EVP_PKEY **key);
 

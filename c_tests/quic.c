@@ -734,6 +734,8 @@ static void MODE4_blocking_in_threads(void **state)
     (void)state;
     observe("MODE4", "QUIC, blocking, 4 clients that return twice: resumed",
                  in_child(in_threads, (void *)OSSL_QUIC_client_method(), PATIENCE), "returns 8");
+    if (slowly())
+        return; /* threads take turns there, and QUIC's own timers run out */
     /* Tickets that libssl's own thread received are not handed to TLS: nothing is resumed. */
     observe("MODE4", "QUIC, thread-assisted, 4 clients that return twice: failed",
                  in_child(in_threads, (void *)OSSL_QUIC_client_thread_method(), PATIENCE), "returns 0");

@@ -103,7 +103,7 @@ static void soak(void)
     pthread_t threads[THREADS];
     const char *seconds = getenv("REPRISE_SOAK_SECONDS");
 
-    rounds = getenv("REPRISE_SLOWLY") != NULL ? 64 : 5000;
+    rounds = slowly() ? 64 : 5000;
     end_of_soak = seconds == NULL ? 0 : time(NULL) + atol(seconds);
     server = server_ctx(TLS1_2_VERSION);
     client = client_ctx(TLS1_2_VERSION);

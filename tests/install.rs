@@ -323,5 +323,5 @@ fn a_stripped_library_is_small_and_serves() {
     let said = installation.pkg_config(&["--cflags", "--libs", "reprise"]);
     succeed(compile.arg("-o").arg(&built).arg(&source).args(said.split_whitespace()).arg("-ldl"));
     assert_served(&built, Some(&installation.prefix.join("lib")));
-    assert!(size <= 3 << 20, "{size} bytes");
+    assert!(size <= 3_000_000, "{size} bytes");
 }

@@ -4,6 +4,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 export LC_ALL=C
+unset XZ_OPT XZ_DEFAULTS TAR_OPTIONS
 umask 022
 
 git rev-parse --verify --quiet HEAD >/dev/null || { echo "make dist needs a clone made by git" >&2; exit 1; }
@@ -18,7 +19,7 @@ mkdir -p target/dist
 cd target/dist
 rm -rf "$name"
 mkdir "$name"
-git -C ../.. archive HEAD | tar -x -C "$name"
+git -C ../.. -c core.autocrlf=false -c core.eol=lf -c tar.umask=0022 archive HEAD | tar -x -C "$name"
 cd "$name"
 ../../../tools/crates.py vendor vendor
 mkdir -p .cargo

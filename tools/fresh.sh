@@ -36,6 +36,15 @@ case $#:$release in
         exit 2
         ;;
 esac
+for word in $(echo "$only" | tr , ' '); do
+    case $word in
+        root | user | root:demo | root:check | user:demo | user:check) ;;
+        *)
+            echo "fresh.sh: --only knows no $word" >&2
+            exit 2
+            ;;
+    esac
+done
 cannot() {
     echo "fresh.sh: $*" >&2
     exit 3
@@ -62,6 +71,7 @@ fi
 
 folder=$(mktemp -d "${FRESH_DIR:-/var/tmp}/reprise-$release-XXXXXX")
 clean_up() {
+    set +e # a failure here is not the check's
     kill -KILL -1 2>/dev/null # all that is left in this PID namespace, in which this script is the first
     for root in "$folder"/root "$folder"/user; do
         umount --recursive "$root" 2>/dev/null
@@ -111,7 +121,7 @@ chmod 755 "$folder/base/usr/sbin/policy-rc.d"
 # Nothing here has to survive a power loss.
 echo force-unsafe-io >"$folder/base/etc/dpkg/dpkg.cfg.d/unsafe-io"
 # How this machine's cargo reaches the crates.
-cargo_home=${CARGO_HOME:-$HOME/.cargo}
+cargo_home=${CARGO_HOME:-${HOME:-/root}/.cargo}
 for home in root home/somebody; do
     mkdir -p "$folder/base/$home/.cargo"
     cp "$cargo_home"/config* "$folder/base/$home/.cargo/" 2>/dev/null || true
@@ -151,7 +161,9 @@ within() { # USER FOLDER COMMAND...
         sh -c 'cd "$0" && exec "$@"' "$where" "$@" </dev/null
 }
 clone() { # FOLDER USER
-    git -c safe.directory='*' clone --quiet --no-hardlinks "$here" "$root$1"
+    # Whoever owns this checkout.
+    git -c safe.directory='*' clone --quiet --no-hardlinks --upload-pack "git -c safe.directory='*' upload-pack" \
+        "$here" "$root$1"
     chroot "$root" chown -R "$2:" "$1"
 }
 
@@ -179,7 +191,10 @@ told() { # COMMAND...
         return 1
     }
     echo "$output"
-    echo "$output" | grep -q 'Run: sudo apt-get update && sudo apt-get install -y'
+    install=$(echo "$output" | sed -n 's/.*Run: sudo apt-get update && sudo \(apt-get install -y .*\)/\1/p')
+    [ -n "$install" ] || return 1
+    # shellcheck disable=SC2086 # a command line
+    within root / sh -c "apt-get update -qq && $install --simulate >/dev/null" # what is named can be had
 }
 
 if wanted root demo || wanted root check; then

@@ -44,8 +44,11 @@ exists() { # FILE...: whether one of what a pattern stands for is there
 # bindgen loads the C interface of Clang and reads the headers that come with the compiler. The C++ interface
 # (libclang-cpp.so), which many programs bring along, is of no use to it.
 libclang() {
+    if [ -n "${LIBCLANG_PATH:-}" ]; then # bindgen's own variable
+        exists "$LIBCLANG_PATH" && return 0
+    fi
     exists /usr/lib/llvm-*/lib/libclang.so* /usr/lib/llvm-*/lib/libclang-[0-9]*.so* \
-        /usr/lib/*/libclang.so* /usr/lib/*/libclang-[0-9]*.so* &&
+        /usr/lib/*/libclang.so* /usr/lib/*/libclang-[0-9]*.so* /usr/lib64/libclang.so* /usr/lib/libclang.so* &&
         exists /usr/lib/llvm-*/lib/clang/*/include/stddef.h /usr/lib/clang/*/include/stddef.h
 }
 cmocka() { header cmocka.h; }
@@ -54,7 +57,13 @@ python_tests() { /usr/bin/python3 -c 'import test.test_ssl'; }
 python_tests_package() {
     version=$(/usr/bin/python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) ||
         version=$(apt-cache show python3 2>/dev/null | sed -n 's/^Version: \([0-9]*\.[0-9]*\).*/\1/p' | head -n 1)
-    echo "libpython${version:-3}-testsuite"
+    # shellcheck disable=SC1091 # it is the machine's
+    case ${version:-$(. /etc/os-release 2>/dev/null && echo "${VERSION_CODENAME:-}")} in
+        bookworm) version=3.11 ;;
+        trixie) version=3.13 ;;
+    esac
+    # Where nothing tells the version, the package comes in a second round, when Python is there.
+    [ -z "$version" ] || echo "libpython$version-testsuite"
 }
 # The tests of caches in Redis take Redis or Valkey, a server with its client.
 redis() {
@@ -115,6 +124,10 @@ if [ -n "$missing" ] && [ "$install" = --install ] && [ $root = yes ]; then
         echo "Installed, but something is still not found that should be in:$missing" >&2
         exit 1
     }
+fi
+if [ -n "$missing" ] && ! command -v apt-get >/dev/null; then
+    echo "Something is missing. Install what Debian calls:$missing" >&2
+    exit 1
 fi
 if [ -n "$missing" ]; then
     sudo='sudo '
