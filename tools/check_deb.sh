@@ -23,9 +23,10 @@ mmdebstrap --quiet --variant=minbase --include=ca-certificates,openssl,gcc,libc6
 chmod 755 "$root" # mktemp's mode locks out users other than root
 mkdir "$root/packages"
 cp "$folder"/libreprise0_*.deb "$folder"/libreprise-dev_*.deb "$folder"/reprise_*.deb "$root/packages"
-mkdir -p "$root/packages/source/c_tests"
+mkdir -p "$root/packages/source/c_tests" "$root/packages/source/tests"
 cp -r debian examples "$root/packages/source"
 cp -r c_tests/tools "$root/packages/source/c_tests"
+cp -r tests/programs "$root/packages/source/tests"
 
 cat >"$root/packages/inside.sh" <<'END'
 # The loader's cache is written anew, which is no change: that it does not name the library is asked for by itself.
