@@ -35,7 +35,7 @@ endif
         check-all check-rust check-redis check-units check-c check-valgrind check-observed check-conformance check-header \
         observe conformance demo show bench lint clean
 .DELETE_ON_ERROR:
-# Tests measure and wait: two of them at a time is what they do by themselves.
+# Test suites that run side by side under -j would disturb each other. Each of them uses all processors by itself.
 .NOTPARALLEL:
 
 all: $(LIBRARY)
@@ -115,6 +115,7 @@ install: $(LIBRARY)
 	$(FILL) reprise.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/reprise.pc
 	$(FILL) cmake/reprise-config.cmake.in > $(DESTDIR)$(CMAKE)/reprise-config.cmake
 	$(FILL) cmake/reprise-config-version.cmake.in > $(DESTDIR)$(CMAKE)/reprise-config-version.cmake
+	@# What is written by the shell has the mode that the umask leaves.
 	chmod 644 $(addprefix $(DESTDIR),$(filter-out $(BIN)/%,$(INSTALLED)))
 
 # Without what only debuggers read. What the dynamic linker reads stays.

@@ -150,8 +150,9 @@ static pid_t stepped;
 #define TRAP_FLAG 0x100
 
 /*
- * glibc 2.41 blocks all signals in the middle of fork(), and a SIGTRAP that is blocked would kill. Called before each
- * instruction: one that blocks SIGTRAP blocks all others but that. Whether another handler could run now.
+ * Says whether a signal handler of a program could run before the next instruction. glibc 2.41 blocks all signals in the
+ * middle of fork(): then none could. The kernel kills a process in which SIGTRAP is raised and blocked, so a system call
+ * that would block it is given a set without it.
  */
 static int may_interrupt(greg_t *registers)
 {

@@ -21,15 +21,19 @@ fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |number| number.parse().expect(variable))
 }
 
+/// What the program prints of the sequences from `first` on.
+fn printed(program: &Path, first: u64, semantics: Option<&str>) -> String {
+    let mut command = Command::new(program);
+    command.arg(first.to_string()).arg(CHUNK.to_string());
+    if let Some(semantics) = semantics {
+        command.env("LD_PRELOAD", libreprise()).env("REPRISE_SEMANTICS", semantics);
+    }
+    succeed(&mut command)
+}
+
 /// `None` if both do the same, else where they part.
 fn difference(program: &Path, first: u64) -> Option<String> {
-    let sequences = || {
-        let mut command = Command::new(program);
-        command.arg(first.to_string()).arg(CHUNK.to_string());
-        command
-    };
-    let stock = succeed(&mut sequences());
-    let reprise = succeed(sequences().env("LD_PRELOAD", libreprise()).env("REPRISE_SEMANTICS", "stock"));
+    let [stock, reprise] = [None, Some("stock")].map(|semantics| printed(program, first, semantics));
     if stock == reprise {
         return None;
     }
@@ -55,6 +59,7 @@ fn random_calls_do_what_they_do_on_stock() {
     }
     succeed(cc.args(["-lcmocka", "-lssl", "-lcrypto", "-lpthread", "-ldl"]));
 
+    assert_ne!(printed(&program, 0, None), printed(&program, 0, Some("documented")), "Reprise is not there");
     let (count, first) = (number("REPRISE_SEQUENCES", 400), number("REPRISE_FIRST_SEQUENCE", 0));
     let next = AtomicU64::new(first);
     let work = || loop {

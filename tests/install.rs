@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{libreprise, program, repository, succeed, Sandbox};
+use common::{libreprise, program, repository, run, succeed, text, Sandbox};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -305,6 +305,32 @@ fn uninstall_removes_exactly_what_install_installed() {
     assert_eq!(tree(&root), before);
     make("uninstall", &variables); // nothing is there, and nothing is wrong with that
     assert_eq!(tree(&root), before);
+}
+
+/// The rights of what is installed do not depend on root's umask, and no name is torn apart.
+#[test]
+fn umask_and_spaces() {
+    let sandbox = Sandbox::new();
+    let stage = sandbox.file("stage");
+    let install = format!(
+        "umask 077; exec make -C '{}' -o '{}' install PREFIX=/usr DESTDIR='{}'",
+        repository("").display(),
+        libreprise().strip_prefix(repository("")).unwrap().display(),
+        stage.display()
+    );
+    succeed(Command::new("sh").args(["-c", &install]).env_remove("MAKEFLAGS").env_remove("MAKELEVEL"));
+    for (path, (mode, link)) in tree(&stage).into_iter().filter(|(path, _)| !path.as_os_str().is_empty()) {
+        assert!(link.is_some() || mode & 0o044 == 0o044, "{}: {mode:o}", path.display());
+    }
+    let precious = sandbox.file("precious");
+    fs::write(&precious, "").unwrap();
+    for target in ["install", "uninstall"] {
+        let mut command = Command::new(program("make", "make"));
+        command.arg("-C").arg(repository("")).arg(target).arg(format!("DESTDIR={} file", precious.display()));
+        let said = run(command.env_remove("MAKEFLAGS").env_remove("MAKELEVEL"));
+        assert!(!said.status.success() && text(&said.stderr).contains("must not contain spaces"), "{said:?}");
+        assert!(precious.exists());
+    }
 }
 
 #[test]

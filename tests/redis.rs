@@ -120,6 +120,22 @@ fn percent(reuse: Reuse, clients: u64) -> u64 {
     reuse.resumed * 100 / (reuse.full + reuse.resumed + reuse.failed - clients)
 }
 
+/// Clients return `count` times, to any of these machines. A session is written behind the handshake, and on a busy
+/// machine the writer gets its turn late. So where fewer than 99 % were resumed, they do it again and wait longer: a
+/// session that is lost is lost then, too.
+fn return_to(machines: &[Server], version: &str, clients: u64, count: u64) -> Reuse {
+    let numbers = [clients, count].map(|number| number.to_string());
+    let visit = |pause| {
+        let args = [version, "-clients", &numbers[0], "-n", &numbers[1], "-pause", pause];
+        reconnect_to(&ports(machines), &args)
+    };
+    ["5", "20"]
+        .into_iter()
+        .map(visit)
+        .find(|&reuse| reuse.failed > 0 || percent(reuse, clients) >= 99)
+        .unwrap_or_else(|| visit("100"))
+}
+
 // ---- Resumption across machines ---------------------------------------------------------------------------------
 
 /// 200 reconnects, each to any of the machines. One of four processes knows the client on libssl alone; with this cache
@@ -128,7 +144,10 @@ fn resumes_across_machines(fleet: &Fleet, cache: &str) {
     for version in VERSIONS {
         let visit = |cache: Option<&str>| {
             let machines = fleet.machines(cache, &[]);
-            let reuse = reconnect_to(&ports(&machines), &[&[version, "-n", "200"], &PAUSE[..]].concat());
+            let reuse = match cache {
+                Some(_) => return_to(&machines, version, 1, 200),
+                None => reconnect_to(&ports(&machines), &[version, "-n", "200"]),
+            };
             let processes = MACHINES as u64 * WORKERS;
             assert_eq!((reuse.failed, reuse.workers), (0, processes), "{version}: {reuse:?}");
             let hits = cache.map(|_| fleet.count(&machines, "hits"));
@@ -240,7 +259,7 @@ fn on_sentinels_across_a_failover() {
         assert!(resumes(&machines[1], version, &session), "{version}: lost with the master");
     }
     for version in VERSIONS {
-        let reuse = reconnect_to(&ports(&machines), &[&[version, "-n", "200"], &PAUSE[..]].concat());
+        let reuse = return_to(&machines, version, 1, 200);
         assert!(reuse.failed == 0 && percent(reuse, 1) >= 99, "{version}: {reuse:?}");
     }
     stop(machines);
@@ -737,7 +756,7 @@ fn keys_rotate_by_restarts() {
     for step in 0..3 {
         let machines = [machine(step), machine(step + 1)];
         for version in VERSIONS {
-            let reuse = reconnect_to(&ports(&machines), &[&[version, "-n", "100"], &PAUSE[..]].concat());
+            let reuse = return_to(&machines, version, 1, 100);
             assert!(reuse.failed == 0 && percent(reuse, 1) >= 99, "{version}, step {step}: {reuse:?}");
         }
         stop(machines);
@@ -934,7 +953,7 @@ fn workers_have_connections_of_their_own() {
     let first = reconnect(machine.port, &["-n", "20"]);
     assert_eq!((first.full, first.resumed, first.workers), (1, 20, 1), "{first:?}");
     for version in VERSIONS {
-        let reuse = reconnect(machine.port, &[&[version, "-n", "100", "-clients", "8"], &PAUSE[..]].concat());
+        let reuse = return_to(std::slice::from_ref(&machine), version, 8, 100);
         assert_eq!((reuse.failed, reuse.workers), (0, 4), "{version}: {reuse:?}");
         assert!(percent(reuse, 8) >= 99, "{version}: {reuse:?}");
     }

@@ -11,8 +11,10 @@ for version; do
     echo "libssl $version"
     make --no-print-directory check-observed LIBSSL="$folder"
     REPRISE_TEST_LIBSSL=$folder cargo test --release --locked --test s_server
-    [ "$version" = 1.1.1 ] || # see there
+    # 1.1.1 is left out: tests/differential.rs says why.
+    if [ "$version" != 1.1.1 ]; then
         REPRISE_SEQUENCES=2000 REPRISE_TEST_LIBSSL=$folder cargo test --release --locked --test differential
+    fi
 done
 # Given alone, a version has nobody to share with.
 [ $# -eq 1 ] || tools/check_shared_versions.sh

@@ -44,8 +44,10 @@ exists() { # FILE...: whether one of what a pattern stands for is there
 # bindgen loads the C interface of Clang and reads the headers that come with the compiler. The C++ interface
 # (libclang-cpp.so), which many programs bring along, is of no use to it.
 libclang() {
-    if [ -n "${LIBCLANG_PATH:-}" ]; then # bindgen's own variable
-        exists "$LIBCLANG_PATH" && return 0
+    # LIBCLANG_PATH tells bindgen the folder, or the file itself.
+    if [ -n "${LIBCLANG_PATH:-}" ]; then
+        [ -f "$LIBCLANG_PATH" ] || exists "$LIBCLANG_PATH"/libclang.so* "$LIBCLANG_PATH"/libclang-[0-9]*.so*
+        return
     fi
     exists /usr/lib/llvm-*/lib/libclang.so* /usr/lib/llvm-*/lib/libclang-[0-9]*.so* \
         /usr/lib/*/libclang.so* /usr/lib/*/libclang-[0-9]*.so* /usr/lib64/libclang.so* /usr/lib/libclang.so* &&

@@ -201,6 +201,7 @@ impl Context {
             context.sized.store(false, Relaxed);
             context.has_clients.store(false, Relaxed);
             context.late.store(0, Relaxed);
+            // Nobody waits for a thread that still sweeps: at worst, expired sessions are cleared sooner.
             if let Some(mut sweep) = context.sweep.try_lock() {
                 *sweep = Sweep::default();
             }
@@ -1297,12 +1298,15 @@ impl Context {
             }
             if (self.is_documented() || stores) && session.is_resumable() {
                 self.count(Count::Taken);
-                // Stock: it comes into the cache, for which another may have to leave, and is taken out of it at once.
-                if !self.is_documented() {
+                // Stock puts it into the cache, for which another may have to leave, and takes it out again.
+                let passes = !self.is_documented() && !self.caches.is_shared();
+                if passes {
                     self.store(session.clone(), Collision::Replace, Role::Server);
                 }
-                // Where the program has no internal lookup, the cache may have it all the same.
-                match self.cache().take(key) {
+                // A cache that was not asked before may have it as well. One in Redis is asked once in a handshake.
+                let asks = passes || self.has_mode(SSL_SESS_CACHE_NO_INTERNAL_LOOKUP);
+                let cached = if asks { self.cache().take(key) } else { None };
+                match cached {
                     Some(_) => totals::sessions(-1),
                     None => self.counters.taken_outside(),
                 }

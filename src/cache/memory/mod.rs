@@ -34,10 +34,10 @@ use sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering::Relaxed};
 use sync::{enter, pause, Inside, Mutex, MutexGuard, OnceBox};
 
 const SHARDS: usize = if cfg!(loom) { 2 } else { 16 };
-/// Of a session that leaves after all others.
-const LAST: Seconds = Seconds::MAX;
 /// How many sessions the small shard holds.
 const FEW: usize = 192;
+/// When a session expires that is to leave after all others.
+const LAST: Seconds = Seconds::MAX;
 
 pub struct Memory<S: Session> {
     /// Allocated by the first insertion: most contexts of most programs never cache anything.
@@ -250,7 +250,8 @@ impl<S: Session> Cache<S> for Memory<S> {
         let expiry = session.expiry();
         let mut new = Stored { expiry, session, words, hash };
         let mut departed: SmallVec<[(S, Departure); 1]> = SmallVec::new();
-        let (mut round, mut has_surplus) = (0, false);
+        let mut round = 0;
+        let mut surplus = None;
         let (inserted, not_taken) = loop {
             let Some(mut locked) = self.lock(hash) else {
                 self.begin();
@@ -266,9 +267,10 @@ impl<S: Session> Cache<S> for Memory<S> {
                 if matches!(collision, Collision::KeepUnlessExpired(now) if locked.expiry(slot) >= Some(now)) {
                     break (Inserted::Kept, Some(new));
                 }
-                // What has to leave after the limit was lowered is not the new one, however soon it expires.
-                has_surplus = self.is_overdrawn();
-                if has_surplus {
+                // After the limit was lowered others have to leave, not the new one, however soon it expires. A fork
+                // waits until that is done.
+                surplus = self.is_overdrawn().then(enter);
+                if surplus.is_some() {
                     new.expiry = LAST;
                 }
                 departed.push((locked.replace(slot, new, order::next()), Departure::Replaced));
@@ -296,7 +298,7 @@ impl<S: Session> Cache<S> for Memory<S> {
                 }
             }
         };
-        if has_surplus {
+        if surplus.is_some() {
             while self.is_overdrawn() {
                 let Some(evicted) = self.evict() else { break };
                 departed.push((evicted, Departure::Evicted));
@@ -306,6 +308,7 @@ impl<S: Session> Cache<S> for Memory<S> {
                 slot.into_iter().for_each(|slot| locked.set_expiry(slot, expiry, order::next()));
             }
         }
+        drop(surplus);
         self.expires(expiry);
         drop(not_taken);
         if !departed.is_empty() {
