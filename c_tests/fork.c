@@ -309,14 +309,19 @@ static void free_contexts(void)
     SSL_CTX_free(server);
 }
 
-/* REPRISE_FORKS, else 200. Under valgrind, which preloads a library of its own, a fork is slow. */
+/*
+ * REPRISE_FORKS, else 200. Under valgrind, which preloads a library of its own, a fork is slow; and so is the work that
+ * is done between two forks where it goes to a shared cache.
+ */
 static int number_of_forks(void)
 {
     const char *asked = getenv("REPRISE_FORKS"), *preloaded = getenv("LD_PRELOAD");
 
     if (asked != NULL && atoi(asked) > 0)
         return atoi(asked);
-    return preloaded != NULL && strstr(preloaded, "vgpreload") != NULL ? 5 : 200;
+    if (preloaded != NULL && strstr(preloaded, "vgpreload") != NULL)
+        return 5;
+    return shared() ? 50 : 200;
 }
 
 /*

@@ -117,6 +117,9 @@ int added(SSL_CTX *ctx, SSL_SESSION *session);
 /* Whether the program runs under valgrind (REPRISE_SLOWLY), where a few rounds have to do. */
 int slowly(void);
 
+/* How many rounds these are under valgrind: a tenth, and one at least. Elsewhere all. */
+int fewer(int rounds);
+
 /* A key and a self-signed certificate for it that no other context has. The caller's own. */
 X509 *other_certificate(EVP_PKEY **key);
 

@@ -319,7 +319,7 @@ static void *live_by_default(void *result)
     OSSL_LIB_CTX *usual = OSSL_LIB_CTX_set0_default(w.library);
     const char *missing = "nothing";
 
-    for (int i = 0; i < 3 && strcmp(missing, "nothing") == 0; i++)
+    for (int i = 0; i < fewer(3) && strcmp(missing, "nothing") == 0; i++)
         missing = life_in(&w);
     *(const char **)result = missing;
     OSSL_LIB_CTX_set0_default(usual);

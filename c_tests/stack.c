@@ -75,28 +75,28 @@ static void handshakes_in_jobs(void **state)
 
 static SSL_CTX *common;
 
+/* Each session is in one context alone: libssl links it into the list of one. */
 static void cache_by_hand(void)
 {
     SSL_CTX *ctx = SSL_CTX_new(TLS_method());
-    SSL_SESSION *session[5];
+    SSL_SESSION *session[10];
 
     callbacks(ctx);
     SSL_CTX_set_session_id_context(ctx, (const unsigned char *)"stack", 5);
     SSL_CTX_sess_set_cache_size(ctx, 3);
-    for (unsigned char i = 0; i < 5; i++) {
+    for (unsigned char i = 0; i < 10; i++) {
         session[i] = made_session(TLS1_2_VERSION, (unsigned char)(1 + i));
-        SSL_CTX_add_session(ctx, session[i]);
+        SSL_CTX_add_session(i % 2 == 0 ? ctx : common, session[i]);
         SSL_SESSION_set_timeout(session[i], 1000);
-        SSL_CTX_add_session(common, session[i]);
     }
     SSL_CTX_sessions(ctx);
-    for (int i = 0; i < 5; i++)
+    for (int i = 0; i < 10; i += 3)
         SSL_CTX_remove_session(i % 2 == 0 ? ctx : common, session[i]);
     SSL_CTX_flush_sessions(ctx, 0);
     SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_BOTH);
     SSL_CTX_sess_number(ctx);
     SSL_CTX_free(ctx);
-    for (int i = 0; i < 5; i++)
+    for (int i = 0; i < 10; i++)
         SSL_SESSION_free(session[i]);
 }
 

@@ -350,34 +350,46 @@ fn iso2_a_chain_comes_along() {
 fn life1_a_maximum_age() {
     let pki = Pki::new();
     let shared = SharedCache::new();
-    for version in [TLS12, TLS13] {
-        for (keeper, cache) in
-            [(Keeper::Documented, "memory:"), (Keeper::StockLike, "memory:"), (Keeper::StockLike, &shared.url())]
-        {
-            let server = python(&pki, keeper, cache, &[("REPRISE_MAX_AGE", "6")], &["ca=a.pem"]);
-            let mut names = ["one", "two"];
-            let began = std::time::Instant::now();
-            assert_eq!(pki.visit(server.port, version, None, Some(names[0])), Some(false));
-            let made = std::time::Instant::now();
-            let mut resumed = 0;
-            loop {
-                sleep(Duration::from_millis(700));
-                let renewed = Some(names[1]).filter(|_| version == TLS13);
-                let before = made.elapsed();
-                let outcome = pki.visit(server.port, version, Some(names[0]), renewed);
-                if outcome != Some(true) {
-                    assert!(began.elapsed().as_secs() >= 6, "{version:?} {keeper:?} {cache}: too early, {before:?}");
-                    break;
-                }
-                assert!(before.as_secs() < 8, "{version:?} {keeper:?} {cache}: resumed after {before:?}");
-                resumed += 1;
-                if renewed.is_some() {
-                    names.swap(0, 1);
-                }
+    let ends = |version, keeper, cache: &str, names: [&str; 2]| {
+        let server = python(&pki, keeper, cache, &[("REPRISE_MAX_AGE", "6")], &["ca=a.pem"]);
+        let mut names = names;
+        let began = std::time::Instant::now();
+        assert_eq!(pki.visit(server.port, version, None, Some(names[0])), Some(false));
+        let made = std::time::Instant::now();
+        let mut resumed = 0;
+        loop {
+            sleep(Duration::from_millis(700));
+            let renewed = Some(names[1]).filter(|_| version == TLS13);
+            let before = made.elapsed();
+            let outcome = pki.visit(server.port, version, Some(names[0]), renewed);
+            if outcome != Some(true) {
+                assert!(began.elapsed().as_secs() >= 6, "{version:?} {keeper:?} {cache}: too early, {before:?}");
+                break;
             }
-            assert!(resumed > 0, "{version:?} {keeper:?} {cache}");
+            assert!(before.as_secs() < 8, "{version:?} {keeper:?} {cache}: resumed after {before:?}");
+            resumed += 1;
+            if renewed.is_some() {
+                names.swap(0, 1);
+            }
         }
-    }
+        assert!(resumed > 0, "{version:?} {keeper:?} {cache}");
+    };
+    // One waits while the others do.
+    let (ends, url) = (&ends, shared.url());
+    std::thread::scope(|scope| {
+        for (version, names) in [(TLS12, ["2", "2 new"]), (TLS13, ["3", "3 new"])] {
+            for (keeper, cache, kind) in [
+                (Keeper::Documented, "memory:", "documented"),
+                (Keeper::StockLike, "memory:", "stock-like"),
+                (Keeper::StockLike, url.as_str(), "shared"),
+            ] {
+                scope.spawn(move || {
+                    let names = names.map(|name| format!("{kind} {name}"));
+                    ends(version, keeper, cache, [&names[0], &names[1]]);
+                });
+            }
+        }
+    });
 }
 
 /// Equal servers whose URLs have another label are kept apart.
