@@ -180,7 +180,8 @@ check:
 check-everything: lint all check-header check-c check-conformance check-valgrind check-redis check-rust
 
 # While one works: what is fast to run after a build.
-check-quick: lint check-units check-c
+check-quick: lint check-units $(STOCK_PAGES) $(REPRISE_PAGES)
+	tools/run_pages.sh --quick $(OUT) $(PAGES)
 
 # Tests are built without the optimization over all crates, which would take longer than they do. What is proven is the
 # library of the release all the same.

@@ -897,19 +897,19 @@ static int answer_marked(void *arg)
 
 static void CB10_not_resumable_is_not_counted(void **state)
 {
+    enum { COUNTED_AND_CACHED = 5 };
+    static const char *const names[] = { "neither", "counted", NULL, NULL, "cached", "both" };
+
     (void)state;
     for EACH_KIND(k) {
         struct case10 c = { k->version, NOT_RESUMABLE, ONE };
         const char *result = in_child(answer_marked, &c, 10);
+        int bits;
 
-        observe("CB10", in(k, "not resumable", "counted and cached"),
-                strcmp(result, "returns 0") == 0   ? "neither"
-                : strcmp(result, "returns 1") == 0 ? "counted"
-                : strcmp(result, "returns 2") == 0 ? "handshake fails"
-                : strcmp(result, "returns 4") == 0 ? "cached"
-                : strcmp(result, "returns 5") == 0 ? "both"
-                                                   : result,
-                "neither");
+        if (sscanf(result, "returns %d", &bits) == 1)
+            result = names[bits & COUNTED_AND_CACHED];
+        /* Many patch releases of libssl do both, and so resume what was condemned. */
+        observe_deviation("CB10", in(k, "not resumable", "counted and cached"), result, "neither");
     }
 }
 

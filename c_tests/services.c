@@ -590,6 +590,17 @@ static int want_host(SSL *ssl, void *host)
 }
 static int want_store(SSL *ssl, void *store) { return SSL_set1_verify_cert_store(ssl, store) == 1; }
 
+/* Libssl 1.1.1 and the first releases of 3.0 do not tell which store was set for verifying: see docs/shared-cache.md. */
+static int tells_verify_store(void)
+{
+    SSL_CTX *ctx = SSL_CTX_new(TLS_method());
+    X509_STORE *store;
+    int tells = (int)SSL_CTX_ctrl(ctx, 137 /* SSL_CTRL_GET_VERIFY_CERT_STORE */, 0, &store);
+
+    SSL_CTX_free(ctx);
+    return tells;
+}
+
 /* A cert_cb says whom it wants for a connection. It is called after the lookup, and not at all where one succeeds. */
 static void ISO1_parameters_of_connections(void **state)
 {
@@ -608,7 +619,7 @@ static void ISO1_parameters_of_connections(void **state)
     X509_STORE_add_crl(stores[1], list);
     X509_STORE_set_flags(stores[1], X509_V_FLAG_CRL_CHECK);
     for (int version = TLS1_2_VERSION; version <= TLS1_3_VERSION; version++)
-        for (unsigned i = 0; i < sizeof wants / sizeof *wants; i++) {
+        for (unsigned i = 0; i < sizeof wants / sizeof *wants - !tells_verify_store(); i++) {
             SSL_CTX *client = client_of(version, alice, key), *servers[3];
             SSL_SESSION *session;
 
@@ -659,7 +670,7 @@ static int to_host(SSL *ssl, int *alert, void *arg)
 static void ISO1_a_virtual_host_is_as_it_is_now(void **state)
 {
     (void)state;
-    for (int verify_store = 0; verify_store < 2; verify_store++) {
+    for (int verify_store = 0; verify_store < 1 + tells_verify_store(); verify_store++) {
         EVP_PKEY *key;
         X509 *alice = person("alice", &key);
         X509_CRL *list = revoking(alice, key);

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{free_port, reconnect, Keeper, Reuse, Sandbox, Server, SharedCache, Stats};
-use servers::{prefork, python_prefork as python};
+use servers::{prefork, python_prefork as python, python_server};
 
 const VERSIONS: [&str; 2] = ["-tls1_2", "-tls1_3"];
 const WORKERS: u64 = 4;
@@ -93,7 +93,8 @@ fn tickets_made_stateful() {
 fn python_without_tickets() {
     for version in VERSIONS {
         let serve = |sandbox: &Sandbox, port| python(sandbox, port, &[&version[1..], "no_ticket"]);
-        compare(serve, &[("REPRISE_UNCLEAN", "keep")], &[version, "-n", "200"], 1, 1);
+        // Before CPython 3.13 stock loses each session with its connection, after it those that another process has.
+        compare(serve, &[("REPRISE_UNCLEAN", "keep")], &[version, "-n", "200"], 1, 60);
     }
 }
 
@@ -116,14 +117,24 @@ fn python_with_a_context_for_each_connection() {
     }
 }
 
-/// Without REPRISE_UNCLEAN=keep what libssl condemns is gone for all processes.
+/// Without REPRISE_UNCLEAN=keep what libssl condemns in one process is gone for all, and nothing else is: they resume as
+/// one process does on stock, which depends on the release of CPython.
 #[test]
 fn unclean_ends_cost_the_session_everywhere() {
-    let (sandbox, cache, port) = (Sandbox::new(), SharedCache::new(), free_port());
-    let command = python(&sandbox, port, &["tls1_2", "no_ticket"]);
-    let _server = Server::start(&mut share(command, &sandbox, &cache, &[]), &sandbox, port);
-    let reuse = reconnect(port, &["-tls1_2", "-n", "20"]);
-    assert_eq!((reuse.full, reuse.resumed), (21, 0), "{reuse:?}");
+    let (sandbox, cache) = (Sandbox::new(), SharedCache::new());
+    let visit = |mut command: Command, port| {
+        let _server = Server::start(&mut command, &sandbox, port);
+        let reuse = reconnect(port, &["-tls1_2", "-no_ticket", "-n", "20"]);
+        (reuse.full, reuse.resumed, reuse.failed)
+    };
+    let port = free_port();
+    let mut alone = python_server(&sandbox, port, "tls1_2", "close");
+    Keeper::Stock.apply(&mut alone, &sandbox.file("stats"));
+    let alone = visit(alone, port);
+    assert!([(21, 0, 0), (1, 20, 0)].contains(&alone), "{alone:?}");
+    let port = free_port();
+    let together = python(&sandbox, port, &["tls1_2", "no_ticket"]);
+    assert_eq!(visit(share(together, &sandbox, &cache, &[]), port), alone);
 }
 
 /// Programs that have no parent in common but were given the same name.

@@ -1,12 +1,13 @@
 #!/bin/sh
 # Runs the programs of c_tests/ on each side: on stock libssl, on Reprise as documented, on Reprise as stock, and on
 # Reprise as documented with its caches in shared memory, and in a Redis that is started for it.
-# OUT/SIDE.tsv gets what was observed. `--valgrind` runs both sides of Reprise under valgrind instead.
+# OUT/SIDE.tsv gets what was observed. `--valgrind` runs both sides of Reprise under valgrind instead. `--quick` leaves
+# the sides out that share a cache.
 #
 # Stock comes first: Reprise as stock is compared with what stock did in the same run. Nothing is expected of stock
 # itself, because its patch releases differ: a test that it does not finish is named, and left out on Reprise as stock.
 #
-# usage: run_pages.sh [--valgrind] OUT PAGE...
+# usage: run_pages.sh [--quick|--valgrind] OUT PAGE...
 set -u
 
 one() { # OUT SIDE PAGE
@@ -47,8 +48,11 @@ if [ "$1" = --one ]; then
     one "$@"
     exit
 fi
-sides='documented stock-like shared'
-if [ "$1" = --valgrind ]; then
+sides='documented stock-like shared' quick=no
+if [ "$1" = --quick ]; then
+    shift
+    sides='documented stock-like' quick=yes
+elif [ "$1" = --valgrind ]; then
     shift
     sides='documented stock-like' # shared.c has the shared cache; its side would take half an hour
     VALGRIND='valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite --child-silent-after-fork=yes'
@@ -66,7 +70,9 @@ server=
 trap 'kill ${server:+"$server"} 2>/dev/null; wait; rm -rf "$folder"' EXIT
 trap 'exit 1' HUP INT TERM
 program=${REPRISE_TEST_REDIS:-$(command -v redis-server || command -v valkey-server)}
-if [ -n "$program" ]; then
+if [ $quick = yes ]; then
+    :
+elif [ -n "$program" ]; then
     (umask 077 && od -An -vtx1 -N32 /dev/urandom | tr -d ' \n' >"$folder/key")
     "$program" --port 0 --unixsocket "$folder/redis.sock" --save '' --appendonly no --dir "$folder" \
         --logfile "$folder/redis.log" &

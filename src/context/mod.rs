@@ -716,6 +716,9 @@ impl Context {
         // SIZE2, stock before 3.0.
         let oldest_first = !self.is_documented() && !libssl::is_3_or_later();
         self.caches.current().set_eviction(if oldest_first { Eviction::Oldest } else { Eviction::Soonest });
+        if libssl::context::keeps_turns() {
+            cache::memory::order::keep_turns();
+        }
     }
 }
 

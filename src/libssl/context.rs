@@ -66,6 +66,13 @@ pub fn holds_one_less() -> bool {
     SIZE_RULE.load(Relaxed) == ONE_LESS
 }
 
+/// Whether a session that is added again keeps its turn among those that expire in the same second: since the patch
+/// releases of June 2026, as 3.5.7. Before, it leaves after them. Known from the first SSL_CTX that is taken over.
+pub fn keeps_turns() -> bool {
+    KEEPS_TURNS.load(Relaxed)
+}
+static KEEPS_TURNS: AtomicBool = AtomicBool::new(false);
+
 struct Inside(*mut SSL_CTX);
 
 impl Inside {
@@ -163,7 +170,7 @@ impl Ctx {
     /// libssl keeps, never expires, and is handed to the remove hook when the context ends, before anything that a
     /// callback of the program may need is gone. Returns the sentinel's address; `None` if there is no memory for it.
     pub fn take_over(self, hooks: Hooks) -> Option<usize> {
-        self.learn_size_rule();
+        self.learn_rules();
         self.control(SSL_CTRL_SET_SESS_CACHE_SIZE, 0);
         let sentinel = self.put_sentinel()?;
         let _inside = Inside::enter(self);
@@ -187,25 +194,34 @@ impl Ctx {
         added.then_some(sentinel.as_ptr() as usize)
     }
 
-    /// Finds out [`holds_one_less`], once for each process, by two sessions in the cache of a new context that is to hold
-    /// two. Patch releases of 3.0 differ in that, and distributions patch them again, so that no version number tells.
-    fn learn_size_rule(self) {
+    /// Finds out [`holds_one_less`] and [`keeps_turns`], once for each process, by sessions in the cache of a new context.
+    /// Patch releases differ in that, and distributions patch them again, so that no version number tells.
+    fn learn_rules(self) {
         if SIZE_RULE.load(Relaxed) != UNKNOWN {
             return;
         }
-        let keys = [1, 2].map(|byte| Key::new(0, &[byte; 32]));
-        let [Some(first), Some(second)] = keys.map(|key| Session::placeholder(&key?)) else { return };
-        self.control(SSL_CTRL_SET_SESS_CACHE_SIZE, 2);
+        let keys = [1, 2, 3].map(|byte| Key::new(0, &[byte; 32]));
+        let [Some(first), Some(second), Some(third)] = keys.map(|key| Session::placeholder(&key?)) else { return };
+        let time = super::session::now();
+        [&first, &second, &third].iter().for_each(|session| session.set_time(time));
         let _inside = Inside::enter(self);
-        for session in [&first, &second] {
-            // SAFETY: both are alive, and adding takes a reference of its own.
-            unsafe { (table().SSL_CTX_add_session)(self.as_ptr(), session.as_ptr()) };
-        }
+        // SAFETY: all are alive, adding takes a reference of its own, and the context has no callback yet.
+        let add = |session: &Session| unsafe { (table().SSL_CTX_add_session)(self.as_ptr(), session.as_ptr()) };
+        // SAFETY: as above.
+        let remove =
+            |session: &Session| unsafe { (table().SSL_CTX_remove_session)(self.as_ptr(), session.as_ptr()) } == 1;
+        self.control(SSL_CTRL_SET_SESS_CACHE_SIZE, 2);
+        add(&first);
+        add(&second);
         let rule = if self.control(SSL_CTRL_SESS_NUMBER, 0) < 2 { ONE_LESS } else { ALL };
-        for session in [&first, &second] {
-            // SAFETY: both are alive; the context has no callback yet.
-            unsafe { (table().SSL_CTX_remove_session)(self.as_ptr(), session.as_ptr()) };
-        }
+        // The third one pushes out whose turn it is.
+        let size = if rule == ALL { 2 } else { 3 };
+        self.control(SSL_CTRL_SET_SESS_CACHE_SIZE, 3);
+        [&first, &second, &first].iter().for_each(|session| _ = add(session));
+        self.control(SSL_CTRL_SET_SESS_CACHE_SIZE, size);
+        add(&third);
+        let [first_stays, second_stays, _] = [&first, &second, &third].map(remove);
+        KEEPS_TURNS.store(second_stays && !first_stays, Relaxed);
         SIZE_RULE.store(rule, Relaxed);
     }
 

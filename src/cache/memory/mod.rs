@@ -17,7 +17,7 @@ mod index;
 mod keyed;
 #[cfg(all(test, loom))]
 mod loom;
-mod order;
+pub mod order;
 mod room;
 mod shard;
 mod sync;
@@ -260,8 +260,9 @@ impl<S: Session> Cache<S> for Memory<S> {
             let shard = locked.shard();
             if let Some(slot) = locked.find(&words, hash) {
                 if locked.session(slot).is_some_and(|cached| cached.same(&new.session)) {
-                    // As libssl does: among those that expire in the same second it is the last one now.
-                    locked.set_expiry(slot, expiry, order::next());
+                    if !order::are_turns_kept() || locked.expiry(slot) != Some(expiry) {
+                        locked.set_expiry(slot, expiry, order::next());
+                    }
                     break (Inserted::Same, Some(new));
                 }
                 if matches!(collision, Collision::KeepUnlessExpired(now) if locked.expiry(slot) >= Some(now)) {
