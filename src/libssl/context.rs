@@ -214,6 +214,7 @@ impl Ctx {
         add(&first);
         add(&second);
         let rule = if self.control(SSL_CTRL_SESS_NUMBER, 0) < 2 { ONE_LESS } else { ALL };
+        [&first, &second].iter().for_each(|session| _ = remove(session));
         // The third one pushes out whose turn it is.
         let size = if rule == ALL { 2 } else { 3 };
         self.control(SSL_CTRL_SET_SESS_CACHE_SIZE, 3);
