@@ -186,6 +186,9 @@ impl Context {
         }
         let taken = registry::enter(ctx.as_ptr(), |context| {
             let Some(sentinel) = ctx.take_over(hooks) else { return false };
+            if libssl::context::keeps_turns() {
+                cache::memory::order::keep_turns();
+            }
             context.ctx.set(ctx);
             context.sentinel.store(sentinel, Relaxed);
             context.ending.store(false, Relaxed);
@@ -716,9 +719,6 @@ impl Context {
         // SIZE2, stock before 3.0.
         let oldest_first = !self.is_documented() && !libssl::is_3_or_later();
         self.caches.current().set_eviction(if oldest_first { Eviction::Oldest } else { Eviction::Soonest });
-        if libssl::context::keeps_turns() {
-            cache::memory::order::keep_turns();
-        }
     }
 }
 
@@ -768,8 +768,8 @@ impl Context {
             Role::Server if self.caches.is_shared() => self.tagged(session),
             _ => session.clone(),
         };
-        // ADD3, stock: also the time of a session that is cached already was rewritten.
-        let again = (!self.is_documented()).then(|| session.clone());
+        // ADD3, stock: also the time of a session that is cached already was rewritten. (A cache in memory sees that.)
+        let again = (!self.is_documented() && self.caches.is_shared()).then(|| session.clone());
         let inserted = self.store(session, Collision::Replace, role);
         if let (Inserted::Same, Some(session)) = (inserted, again) {
             self.cache_of(role).expiry_changed(&session);
