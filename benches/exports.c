@@ -152,6 +152,21 @@ static int on_verify(X509_STORE_CTX *store, void *argument)
     return 1;
 }
 
+static int on_name(SSL *ssl, int *alert, void *argument)
+{
+    (void)ssl;
+    (void)alert;
+    (void)argument;
+    return SSL_TLSEXT_ERR_OK;
+}
+
+static int on_certificate(SSL *ssl, void *argument)
+{
+    (void)ssl;
+    (void)argument;
+    return 1;
+}
+
 static int on_generate(SSL *ssl, unsigned char *id, unsigned int *length)
 {
     (void)ssl;
@@ -225,6 +240,8 @@ EACH(get_new_cb, sink += SSL_CTX_sess_get_new_cb(next_context()) != NULL)
 EACH(get_remove_cb, sink += SSL_CTX_sess_get_remove_cb(next_context()) != NULL)
 EACH(get_get_cb, sink += SSL_CTX_sess_get_get_cb(next_context()) != NULL)
 EACH(set_verify, SSL_CTX_set_cert_verify_callback(next_context(), on_verify, NULL))
+EACH(callback_ctrl, sink += SSL_CTX_set_tlsext_servername_callback(next_context(), on_name))
+EACH(set_cert_cb, SSL_CTX_set_cert_cb(next_context(), on_certificate, NULL))
 EACH(set_generate, sink += SSL_CTX_set_generate_session_id(next_context(), on_generate))
 EACH(set_id_context, sink += SSL_CTX_set_session_id_context(next_context(), (const unsigned char *)"bench", 5))
 EACH(list, sink += SSL_CTX_sessions(next_context()) != NULL)
@@ -474,6 +491,7 @@ RUN(run_get_session, SSL_set_session(connections[i], sessions[0]), sink += SSL_g
 RUN(run_get1_session, SSL_set_session(connections[i], sessions[0]), SSL_SESSION_free(SSL_get1_session(connections[i])))
 RUN(run_switch, (void)0, sink += SSL_set_SSL_CTX(connections[i], other) != NULL)
 RUN(run_generate, (void)0, sink += SSL_set_generate_session_id(connections[i], on_generate))
+RUN(run_cert_cb, (void)0, SSL_set_cert_cb(connections[i], on_certificate, NULL))
 RUN(run_matching, (void)0, sink += SSL_has_matching_session_id(connections[i], ids[i], ID_LENGTH))
 
 typedef SSL_SESSION *get0_function(const SSL *ssl);
@@ -499,6 +517,7 @@ static void get0_session(size_t calls) { with_connections(calls, client, run_get
 static void get1_session(size_t calls) { with_connections(calls, client, run_get1_session); }
 static void switch_context(size_t calls) { with_connections(calls, NULL, run_switch); }
 static void set_generate_of_one(size_t calls) { with_connections(calls, NULL, run_generate); }
+static void set_cert_cb_of_one(size_t calls) { with_connections(calls, NULL, run_cert_cb); }
 static void matching(size_t calls) { with_connections(calls, NULL, run_matching); }
 
 /* ---- Reprise's own, which have no counterpart ---- */
@@ -569,6 +588,7 @@ static const struct { const char *name; void (*run)(size_t calls); } measurement
     {"SSL_CTX_add_session", add_session},
     {"SSL_CTX_remove_session", remove_session},
     {"add+remove", add_remove},
+    {"SSL_CTX_callback_ctrl", callback_ctrl},
     {"SSL_CTX_ctrl", ctrl},
     {"SSL_CTX_flush_sessions", flush_none},
     {"add+flush", add_flush},
@@ -597,6 +617,7 @@ static const struct { const char *name; void (*run)(size_t calls); } measurement
     {"SSL_CTX_sess_set_remove_cb", set_remove_cb},
     {"SSL_CTX_sess_timeouts", timeouts},
     {"SSL_CTX_sessions", list},
+    {"SSL_CTX_set_cert_cb", set_cert_cb},
     {"SSL_CTX_set_cert_verify_callback", set_verify},
     {"SSL_CTX_set_generate_session_id", set_generate},
     {"SSL_CTX_set_session_cache_mode", set_mode},
@@ -616,6 +637,7 @@ static const struct { const char *name; void (*run)(size_t calls); } measurement
     {"SSL_new", make_connection},
     {"SSL_set_SSL_CTX", switch_context},
     {"new+set_SSL_CTX+free", server_name},
+    {"SSL_set_cert_cb", set_cert_cb_of_one},
     {"SSL_set_connect_state", connect_state},
     {"SSL_set_generate_session_id", set_generate_of_one},
     {"reprise_ctx_get_semantics", own_get_semantics},
