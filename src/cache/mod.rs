@@ -146,6 +146,9 @@ pub trait Cache<S: Session>: Send + Sync {
     fn set_limit(&self, limit: usize);
     /// A shared cache, which others use as well, always evicts what expires soonest.
     fn set_eviction(&self, _eviction: Eviction) {}
+    /// Whether a session that is added again keeps its turn among those that expire in the same second, or is the last one
+    /// of them. In a shared cache nobody can say who came first.
+    fn keep_turns(&self, _keep: bool) {}
     /// A reference to each session cached now.
     fn snapshot(&self) -> Vec<S>;
     /// A number that is another one when anything came or left since. `None` where nobody counts that.

@@ -186,9 +186,6 @@ impl Context {
         }
         let taken = registry::enter(ctx.as_ptr(), |context| {
             let Some(sentinel) = ctx.take_over(hooks) else { return false };
-            if libssl::context::keeps_turns() {
-                cache::memory::order::keep_turns();
-            }
             context.ctx.set(ctx);
             context.sentinel.store(sentinel, Relaxed);
             context.ending.store(false, Relaxed);
@@ -719,6 +716,7 @@ impl Context {
         // SIZE2, stock before 3.0.
         let oldest_first = !self.is_documented() && !libssl::is_3_or_later();
         self.caches.current().set_eviction(if oldest_first { Eviction::Oldest } else { Eviction::Soonest });
+        self.caches.memory().keep_turns(!self.is_documented() && libssl::context::keeps_turns());
     }
 }
 

@@ -66,12 +66,13 @@ pub fn holds_one_less() -> bool {
     SIZE_RULE.load(Relaxed) == ONE_LESS
 }
 
-/// Whether a session that is added again keeps its turn among those that expire in the same second: since the patch
-/// releases of June 2026, as 3.5.7. Before, it leaves after them. Known from the first SSL_CTX that is taken over.
+static KEEPS_TURNS: AtomicBool = AtomicBool::new(false);
+
+/// Whether a session that is added again keeps its turn among those that expire in the same second, as in 3.5.7. In older
+/// releases it leaves after them. Known from the first SSL_CTX that is taken over.
 pub fn keeps_turns() -> bool {
     KEEPS_TURNS.load(Relaxed)
 }
-static KEEPS_TURNS: AtomicBool = AtomicBool::new(false);
 
 struct Inside(*mut SSL_CTX);
 
@@ -203,7 +204,9 @@ impl Ctx {
         let keys = [1, 2, 3].map(|byte| Key::new(0, &[byte; 32]));
         let [Some(first), Some(second), Some(third)] = keys.map(|key| Session::placeholder(&key?)) else { return };
         let time = super::session::now();
-        [&first, &second, &third].iter().for_each(|session| session.set_time(time));
+        for session in [&first, &second, &third] {
+            session.set_time(time);
+        }
         let _inside = Inside::enter(self);
         // SAFETY: all are alive, adding takes a reference of its own, and the context has no callback yet.
         let add = |session: &Session| unsafe { (table().SSL_CTX_add_session)(self.as_ptr(), session.as_ptr()) };
@@ -214,12 +217,14 @@ impl Ctx {
         add(&first);
         add(&second);
         let rule = if self.control(SSL_CTRL_SESS_NUMBER, 0) < 2 { ONE_LESS } else { ALL };
-        [&first, &second].iter().for_each(|session| _ = remove(session));
-        // The third one pushes out whose turn it is.
-        let size = if rule == ALL { 2 } else { 3 };
+        remove(&first);
+        remove(&second);
         self.control(SSL_CTRL_SET_SESS_CACHE_SIZE, 3);
-        [&first, &second, &first].iter().for_each(|session| _ = add(session));
-        self.control(SSL_CTRL_SET_SESS_CACHE_SIZE, size);
+        add(&first);
+        add(&second);
+        add(&first);
+        // The third one pushes out whose turn it is.
+        self.control(SSL_CTRL_SET_SESS_CACHE_SIZE, if rule == ALL { 2 } else { 3 });
         add(&third);
         let [first_stays, second_stays, _] = [&first, &second, &third].map(remove);
         KEEPS_TURNS.store(second_stays && !first_stays, Relaxed);

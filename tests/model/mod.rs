@@ -47,6 +47,8 @@ pub enum Op {
     Clear,
     SetLimit(u8),
     SetEviction(Eviction),
+    /// What is inserted again keeps its turn, or comes last among its equals.
+    KeepTurns(bool),
     Snapshot,
     /// The clock goes on, or back.
     Clock(i8),
@@ -73,6 +75,7 @@ impl Op {
             36 => Op::Snapshot,
             37 if small % 4 == 0 => Op::SetEviction(Eviction::Soonest),
             37 if small % 4 == 1 => Op::SetEviction(Eviction::Oldest),
+            37 => Op::KeepTurns(small % 4 == 2),
             _ => Op::Clock(small as i8),
         }
     }
@@ -136,6 +139,7 @@ struct Model {
     entries: Vec<Entry>,
     limit: usize,
     eviction: Eviction,
+    keeps_turns: bool,
     came: u64,
 }
 
@@ -288,6 +292,10 @@ impl World {
                 self.model.limit = usize::from(limit);
                 cache.set_limit(self.model.limit);
             }
+            Op::KeepTurns(keep) => {
+                self.model.keeps_turns = keep;
+                cache.keep_turns(keep);
+            }
             Op::SetEviction(eviction) => {
                 self.model.set_eviction(eviction);
                 cache.set_eviction(eviction);
@@ -318,7 +326,9 @@ impl World {
     fn model_insert(&mut self, object: Index, keep: bool) -> (Inserted, Vec<(Index, Departure)>) {
         let new = self.objects[object].expiry();
         if let Some(position) = self.model.position(object) {
-            self.model.set_expiry(position, new);
+            if !self.model.keeps_turns || self.model.entries[position].expiry != new {
+                self.model.set_expiry(position, new);
+            }
             return (Inserted::Same, Vec::new());
         }
         if let Some(other) = self.cached(&self.objects[object].key) {

@@ -17,7 +17,7 @@ mod index;
 mod keyed;
 #[cfg(all(test, loom))]
 mod loom;
-pub mod order;
+mod order;
 mod room;
 mod shard;
 mod sync;
@@ -54,6 +54,8 @@ pub struct Memory<S: Session> {
     room: Shared,
     /// Whether the oldest session is evicted, not the one that expires soonest.
     oldest_first: AtomicBool,
+    /// Whether a session that is added again keeps its turn.
+    keeps_turns: AtomicBool,
     /// No session has expired before this second has passed.
     none_expires_by: AtomicI64,
 }
@@ -73,6 +75,7 @@ impl<S: Session> Memory<S> {
             owner: None,
             limit: AtomicUsize::new(limit),
             oldest_first: AtomicBool::new(false),
+            keeps_turns: AtomicBool::new(false),
             none_expires_by: AtomicI64::new(Seconds::MIN),
         }
     }
@@ -260,7 +263,7 @@ impl<S: Session> Cache<S> for Memory<S> {
             let shard = locked.shard();
             if let Some(slot) = locked.find(&words, hash) {
                 if locked.session(slot).is_some_and(|cached| cached.same(&new.session)) {
-                    if !order::are_turns_kept() || locked.expiry(slot) != Some(expiry) {
+                    if !self.keeps_turns.load(Relaxed) || locked.expiry(slot) != Some(expiry) {
                         locked.set_expiry(slot, expiry, order::next());
                     }
                     break (Inserted::Same, Some(new));
@@ -452,6 +455,10 @@ impl<S: Session> Cache<S> for Memory<S> {
         if self.oldest_first.swap(oldest_first, Relaxed) != oldest_first {
             self.all().for_each(|shard| shard.lock().set_eviction(eviction));
         }
+    }
+
+    fn keep_turns(&self, keep: bool) {
+        self.keeps_turns.store(keep, Relaxed);
     }
 
     fn changes(&self) -> Option<u64> {

@@ -3,21 +3,9 @@
 //! second nobody could say who was first.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 const BLOCK: u64 = 1024;
-
-static KEPT: AtomicBool = AtomicBool::new(false);
-
-/// From now on a session that is added again keeps its turn. Else it is the last one among those that expire in the same
-/// second.
-pub fn keep_turns() {
-    KEPT.store(true, Relaxed);
-}
-
-pub fn are_turns_kept() -> bool {
-    KEPT.load(Relaxed)
-}
 
 pub fn next() -> u64 {
     static BLOCKS: AtomicU64 = AtomicU64::new(0);
