@@ -210,7 +210,7 @@ lint: needed-to-check
 	$(CARGO) fmt --check
 	$(CARGO) clippy --profile proof --locked --all-targets -- -D warnings
 	@$(MAKE) --no-print-directory check-copyright
-	shellcheck .ci/run $$([ -e .git ] && git ls-files '*.sh' || find . -name '*.sh' -not -path './target/*' -not -path './vendor/*')
+	shellcheck .ci/run $$([ -e .git ] && git ls-files '*.sh' 2>/dev/null || find . -name '*.sh' -not -path './target/*' -not -path './vendor/*')
 
 # --- the example server, the demo, the benchmarks -------------------------------------------------------------------
 

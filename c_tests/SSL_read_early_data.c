@@ -380,7 +380,7 @@ static int accepted_of_a_race(SSL_CTX *client, SSL_CTX *server, SSL_SESSION *off
     return accepted;
 }
 
-/* In how many of ROUNDS races exactly one was accepted. Under valgrind, where threads take turns, a few stand for all. */
+/* In how many of ROUNDS races exactly one was accepted. Under valgrind, where threads take turns, a tenth stands for all. */
 static int rounds_with_exactly_one(SSL_CTX *client, SSL_CTX *server)
 {
     const int step = ROUNDS / fewer(ROUNDS);

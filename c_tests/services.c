@@ -595,7 +595,7 @@ static int tells_verify_store(void)
 {
     SSL_CTX *ctx = SSL_CTX_new(TLS_method());
     X509_STORE *store;
-    int tells = (int)SSL_CTX_ctrl(ctx, 137 /* SSL_CTRL_GET_VERIFY_CERT_STORE */, 0, &store);
+    int tells = SSL_CTX_ctrl(ctx, 137 /* SSL_CTRL_GET_VERIFY_CERT_STORE */, 0, &store) == 1;
 
     SSL_CTX_free(ctx);
     return tells;
@@ -612,6 +612,7 @@ static void ISO1_parameters_of_connections(void **state)
         { "mail", want_mail, { "alice@x.org", "bob@x.org" } }, { "an address", want_ip, { "1.2.3.4", "9.9.9.9" } },
         { "a host", want_host, { NULL, "bob.test" } }, { "a store", want_store, { stores[0], stores[1] } },
     };
+    const unsigned count = sizeof wants / sizeof *wants - (tells_verify_store() ? 0 : 1);
 
     (void)state;
     for (int i = 0; i < 2; i++)
@@ -619,7 +620,7 @@ static void ISO1_parameters_of_connections(void **state)
     X509_STORE_add_crl(stores[1], list);
     X509_STORE_set_flags(stores[1], X509_V_FLAG_CRL_CHECK);
     for (int version = TLS1_2_VERSION; version <= TLS1_3_VERSION; version++)
-        for (unsigned i = 0; i < sizeof wants / sizeof *wants - !tells_verify_store(); i++) {
+        for (unsigned i = 0; i < count; i++) {
             SSL_CTX *client = client_of(version, alice, key), *servers[3];
             SSL_SESSION *session;
 
@@ -669,8 +670,10 @@ static int to_host(SSL *ssl, int *alert, void *arg)
 /* A virtual host is given another trust store, which knows that the client was revoked: the next lookup already sees it. */
 static void ISO1_a_virtual_host_is_as_it_is_now(void **state)
 {
+    const int tells = tells_verify_store();
+
     (void)state;
-    for (int verify_store = 0; verify_store < 1 + tells_verify_store(); verify_store++) {
+    for (int verify_store = 0; verify_store <= tells; verify_store++) {
         EVP_PKEY *key;
         X509 *alice = person("alice", &key);
         X509_CRL *list = revoking(alice, key);

@@ -93,7 +93,8 @@ fn tickets_made_stateful() {
 fn python_without_tickets() {
     for version in VERSIONS {
         let serve = |sandbox: &Sandbox, port| python(sandbox, port, &[&version[1..], "no_ticket"]);
-        // Before CPython 3.13 stock loses each session with its connection, after it those that another process has.
+        // With a CPython before 3.13 stock loses each session when its connection ends. With a later one it loses what
+        // another process has.
         compare(serve, &[("REPRISE_UNCLEAN", "keep")], &[version, "-n", "200"], 1, 60);
     }
 }

@@ -374,7 +374,7 @@ fn life1_a_maximum_age() {
         }
         assert!(resumed > 0, "{version:?} {keeper:?} {cache}");
     };
-    // One waits while the others do.
+    // All of them wait at the same time.
     let (ends, url) = (&ends, shared.url());
     std::thread::scope(|scope| {
         for (version, names) in [(TLS12, ["2", "2 new"]), (TLS13, ["3", "3 new"])] {

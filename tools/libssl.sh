@@ -1,9 +1,10 @@
 #!/bin/sh
 # Builds a libssl of another version to test against: tools/libssl.sh VERSION
 #
-# VERSION is 1.1.1, 3.0, 3.5, 3.6 or 4.0, or 3.0.2, the oldest patch release that is in the field. The sources are those of the crate openssl-src, so cargo fetches and
-# verifies them. What is built stays in ${XDG_CACHE_HOME:-$HOME/.cache}/reprise/libssl/VERSION, as lib/, include/
-# and bin/; a second run finds it there. The folder is the only line on stdout, progress goes to stderr.
+# VERSION is 1.1.1, 3.0, 3.5, 3.6 or 4.0, or 3.0.2, the oldest patch release that is in the field. The sources are those
+# of the crate openssl-src, so cargo fetches and verifies them. What is built stays in
+# ${XDG_CACHE_HOME:-$HOME/.cache}/reprise/libssl/VERSION, as lib/, include/ and bin/; a second run finds it there. The
+# folder is the only line on stdout, progress goes to stderr.
 set -eu
 
 version=${1:-}
