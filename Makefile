@@ -83,9 +83,10 @@ BIN     := $(PREFIX)/bin
 SHARE   := $(PREFIX)/share
 CMAKE   := $(LIBDIR)/cmake/reprise
 MAJOR   := $(firstword $(subst ., ,$(VERSION)))
-# What the templates leave open.
-FILL    := sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@VERSION@|$(VERSION)|' -e 's|@MAJOR@|$(MAJOR)|' \
-               -e 's|@SONAME@|$(SONAME)|' -e "s|@INCLUDE@|$$(realpath -ms --relative-to=$(CMAKE) $(INCLUDE))|"
+# What the templates leave open. pkg-config can move a package whose folders are given in terms of its prefix.
+FILL    := sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@PC_LIBDIR@|$(patsubst $(PREFIX)/%,$${prefix}/%,$(LIBDIR))|' \
+               -e 's|@VERSION@|$(VERSION)|' -e 's|@MAJOR@|$(MAJOR)|' -e 's|@SONAME@|$(SONAME)|' \
+               -e "s|@INCLUDE@|$$(realpath -ms --relative-to=$(CMAKE) $(INCLUDE))|"
 
 PAGES_3 := $(wildcard docs/man/*.3)
 PAGES_7 := $(wildcard docs/man/*.7)

@@ -41,6 +41,12 @@ typedef struct ossl_lib_ctx_st OSSL_LIB_CTX;
 #undef SSL_CTX_set_session_cache_mode
 #undef SSL_get0_session
 
+/* OpenSSL's header declares most of these functions, too. */
+#if defined(__GNUC__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wredundant-decls"
+#endif
+
 /* Do what the manual pages promise. */
 #define REPRISE_SEMANTICS_DOCUMENTED 0
 
@@ -407,5 +413,9 @@ long SSL_SESSION_set_timeout(SSL_SESSION *s, long t);
 #ifdef __cplusplus
 }  /* extern "C" */
 #endif  /* __cplusplus */
+
+#if defined(__GNUC__)
+#pragma GCC diagnostic pop
+#endif
 
 #endif  /* REPRISE_H */

@@ -7,7 +7,7 @@ use common::{compiler, libreprise, program, repository, succeed, Sandbox};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const WARNINGS: [&str; 5] = ["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only"];
+const WARNINGS: [&str; 6] = ["-Wall", "-Wextra", "-Wpedantic", "-Wredundant-decls", "-Werror", "-fsyntax-only"];
 
 /// `c2x` and `c++2b` are names of C23 and C++23 that older compilers know as well.
 const C: [&str; 6] = ["gnu90", "c99", "c11", "c17", "gnu17", "c2x"];
@@ -30,6 +30,7 @@ const ORDERS: [(&str, &str); 5] = [
     (
         "deprecated",
         "#include <openssl/ssl.h>\n\
+         #pragma GCC diagnostic ignored \"-Wredundant-decls\"\n\
          #ifdef __cplusplus\nextern \"C\"\n#endif\n\
          __attribute__((deprecated)) void SSL_CTX_flush_sessions(SSL_CTX *ctx, long tm);\n\
          #include <reprise.h>\n",

@@ -241,6 +241,20 @@ fn pkg_config_names_reprise_ahead_of_libssl() {
     assert_eq!(installation.pkg_config(&["--modversion", "reprise"]).trim(), env!("CARGO_PKG_VERSION"));
 }
 
+/// A package that was staged or moved is found at its new place when pkg-config is told another prefix.
+#[test]
+fn pkg_config_follows_the_prefix() {
+    let installation = Installation::staged();
+    let mut command = Command::new(program("pkg-config", "pkg-config"));
+    command.arg(format!("--define-variable=prefix={}", installation.prefix.display()));
+    command.env("PKG_CONFIG_PATH", installation.prefix.join("lib/some-linux-gnu/pkgconfig"));
+    let said = succeed(command.args(["--cflags", "--libs", "reprise"]));
+    for word in [("-I", "include"), ("-L", "lib/some-linux-gnu")] {
+        let word = format!("{}{}", word.0, installation.prefix.join(word.1).display());
+        assert!(said.split_whitespace().any(|said| said == word), "{word}: {said}");
+    }
+}
+
 /// Every file and folder below one: its mode, and where a link goes.
 fn tree(root: &Path) -> BTreeMap<PathBuf, (u32, Option<PathBuf>)> {
     let mut found = BTreeMap::new();

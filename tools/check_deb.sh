@@ -18,8 +18,8 @@ root=$(mktemp -d)
 trap 'rm -rf --one-file-system "$root"' EXIT
 trap 'exit 130' INT TERM
 # The compiler and Python are for the tests (debian/tests/control). libreprise-dev itself brings libssl-dev.
-mmdebstrap --quiet --variant=minbase --include=ca-certificates,openssl,gcc,libc6-dev,pkgconf,python3 \
-    --aptopt='Acquire::Check-Valid-Until "false"' "$release" "$root"
+tools/bare_root.sh "$release" "$root" ca-certificates,openssl,gcc,libc6-dev,pkgconf,python3
+proxies=$(env | grep -E '^(https?|ftp|all|no)_proxy=' || true)
 chmod 755 "$root" # mktemp's mode locks out users other than root
 mkdir "$root/packages"
 cp "$folder"/libreprise0_*.deb "$folder"/libreprise-dev_*.deb "$folder"/reprise_*.deb "$root/packages"
@@ -65,11 +65,13 @@ echo "removed and purged: nothing is left"
 END
 
 # The processes and mounts of the root end with this command.
-# shellcheck disable=SC2016 # $1 is of the inner shell
+# shellcheck disable=SC2016,SC2086 # the inner shell expands its own; NAME=VALUE words
 unshare --mount --pid --fork --kill-child sh -eu -c '
     mount -t proc proc "$1/proc"
     mkdir -p "$1/dev/shm"
     mount -t tmpfs tmpfs "$1/dev/shm"
-    exec chroot "$1" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive \
-        sh -eu /packages/inside.sh' sh "$root"
+    root=$1
+    shift
+    exec chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive "$@" \
+        sh -eu /packages/inside.sh' sh "$root" $proxies
 echo "tools/check_deb.sh: $release: everything passed"

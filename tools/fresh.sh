@@ -86,52 +86,36 @@ passed=0
 
 # --- the root ---------------------------------------------------------------------------------------------------------
 
-# Debian's archives as this machine reaches them, with its mirrors, proxies and certificates.
-archive() { # debian|debian-security
-    # shellcheck disable=SC2016 # apt expands it
-    uri=$(apt-get indextargets --format '$(REPO_URI)' 2>/dev/null | grep -E "/$1/?\$" | head -n 1)
-    echo "${uri:-http://deb.debian.org/$1}"
-}
-sources() {
-    echo "deb $(archive debian) $release main"
-    echo "deb $(archive debian) $release-updates main"
-    [ $security = no ] || echo "deb $(archive debian-security) $release-security main"
-}
-settings() { # the machine's apt settings that say how to reach the archives
-    apt-config dump 2>/dev/null | grep -E '^Acquire::(http|https|ftp|Check-|Retries|By-Hash)' || true
-}
-
 say() { echo "fresh.sh: $release: $*"; }
 
 say "making the root"
-settings >"$folder/apt.conf"
-sources | mmdebstrap --quiet --variant=minbase --include=make,ca-certificates --aptopt="$folder/apt.conf" \
-    "$release" "$folder/base" - || cannot "no root of $release can be made here"
+bare=$folder/base
+tools=$(dirname "$0")
+if [ $security = yes ]; then
+    "$tools/bare_root.sh" "$release" "$bare" make,ca-certificates
+else
+    "$tools/bare_root.sh" --no-security "$release" "$bare" make,ca-certificates
+fi || cannot "no root of $release can be made here"
 rust=$(cd / && rustc --print sysroot) || cannot "no Rust on this machine"
-mkdir -p "$folder/base/opt/rust"
-cp /etc/resolv.conf /etc/hosts "$folder/base/etc/" 2>/dev/null || true
-if [ -d /usr/local/share/ca-certificates ]; then
-    cp -R /usr/local/share/ca-certificates/. "$folder/base/usr/local/share/ca-certificates/"
-    chroot "$folder/base" update-ca-certificates >/dev/null 2>&1
-fi
-chroot "$folder/base" useradd --create-home --shell /bin/sh somebody
+mkdir -p "$bare/opt/rust"
+chroot "$bare" useradd --create-home --shell /bin/sh somebody
 # A package that starts its service at once would take a port that a test wants.
-printf '#!/bin/sh\nexit 101\n' >"$folder/base/usr/sbin/policy-rc.d"
-chmod 755 "$folder/base/usr/sbin/policy-rc.d"
+printf '#!/bin/sh\nexit 101\n' >"$bare/usr/sbin/policy-rc.d"
+chmod 755 "$bare/usr/sbin/policy-rc.d"
 # Nothing here has to survive a power loss.
-echo force-unsafe-io >"$folder/base/etc/dpkg/dpkg.cfg.d/unsafe-io"
+echo force-unsafe-io >"$bare/etc/dpkg/dpkg.cfg.d/unsafe-io"
 # How this machine's cargo reaches the crates.
 cargo_home=${CARGO_HOME:-${HOME:-/root}/.cargo}
 for home in root home/somebody; do
-    mkdir -p "$folder/base/$home/.cargo"
-    cp "$cargo_home"/config* "$folder/base/$home/.cargo/" 2>/dev/null || true
+    mkdir -p "$bare/$home/.cargo"
+    cp "$cargo_home"/config* "$bare/$home/.cargo/" 2>/dev/null || true
 done
-chroot "$folder/base" chown -R somebody: /home/somebody
+chroot "$bare" chown -R somebody: /home/somebody
 proxies=$(env | grep -E '^(https?|ftp|all|no)_proxy=' || true)
 
 new_root() { # NAME: a copy of the base, with what a running system has; sets root
     root=$folder/$1
-    cp -a "$folder/base" "$root"
+    cp -a "$bare" "$root"
     mount --bind "$root" "$root" # tests that make namespaces of their own need a root that is mounted
     mount --bind "$rust" "$root/opt/rust" && mount -o remount,bind,ro "$root/opt/rust"
     mount -t proc proc "$root/proc"

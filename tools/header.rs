@@ -21,6 +21,9 @@ const PAGES: [(&str, &str); 10] = [
     ("ABI", "SSL_CTX_ctrl(3)"),
 ];
 
+/// Ends what cbindgen.toml begins before the declarations.
+const END_OF_DECLARATIONS: &str = "#if defined(__GNUC__)\n#pragma GCC diagnostic pop\n#endif\n\n";
+
 /// `text` is what cbindgen wrote with comments of the kind `//`, `version` is MAJOR.MINOR.PATCH.
 pub fn finish(text: &str, version: &str) -> String {
     let mut header = String::new();
@@ -30,6 +33,9 @@ pub fn finish(text: &str, version: &str) -> String {
         if let Some(words) = code.strip_prefix("//") {
             comment.push(words.strip_prefix(' ').unwrap_or(words));
             continue;
+        }
+        if code.starts_with("#endif") && code.contains("REPRISE_H") {
+            header += END_OF_DECLARATIONS;
         }
         let indent = &line[..line.len() - code.len()];
         header += &rewritten(&std::mem::take(&mut comment), indent);
