@@ -32,8 +32,8 @@ TLS     := -L$(LIBSSL)/lib -Wl,-rpath,$(LIBSSL)/lib $(TLS)
 endif
 
 .PHONY: all setup needed-to-build needed-to-check header install install-strip uninstall check check-everything check-quick \
-        check-all check-rust check-redis check-units check-c check-valgrind check-observed check-conformance check-header \
-        observe conformance demo show bench lint clean
+        build-for-check check-all check-rust check-redis check-units check-c check-valgrind check-observed \
+        check-conformance check-header observe conformance demo show bench lint clean
 .DELETE_ON_ERROR:
 # Test suites that run side by side under -j would disturb each other. Each of them uses all processors by itself.
 .NOTPARALLEL:
@@ -178,7 +178,11 @@ check:
 	@echo "make check: everything passed"
 
 # Rust's tests come last: their closing line sums up.
-check-everything: lint all check-header check-c check-conformance check-valgrind check-redis check-rust
+check-everything: lint build-for-check check-header check-c check-conformance check-valgrind check-redis check-rust
+
+# The library and the tests side by side: the last minutes of the library, its optimization as a whole, use one processor.
+build-for-check: needed-to-check
+	@$(CARGO) test --profile proof --locked --no-run & tests=$$!; $(MAKE) --no-print-directory all && wait $$tests
 
 # While one works: what is fast to run after a build.
 check-quick: lint check-units $(STOCK_PAGES) $(REPRISE_PAGES)
