@@ -488,6 +488,7 @@ RUN(run_clear, SSL_set_accept_state(connections[i]), sink += SSL_clear(connectio
 RUN(run_connect, use_memory(connections[i]), sink += SSL_connect(connections[i]))
 RUN(run_connect_state, (void)0, SSL_set_connect_state(connections[i]))
 RUN(run_get_session, SSL_set_session(connections[i], sessions[0]), sink += SSL_get_session(connections[i]) != NULL)
+RUN(run_peer_chain, SSL_set_session(connections[i], sessions[0]), sink += SSL_get_peer_cert_chain(connections[i]) != NULL)
 RUN(run_get1_session, SSL_set_session(connections[i], sessions[0]), SSL_SESSION_free(SSL_get1_session(connections[i])))
 RUN(run_switch, (void)0, sink += SSL_set_SSL_CTX(connections[i], other) != NULL)
 RUN(run_generate, (void)0, sink += SSL_set_generate_session_id(connections[i], on_generate))
@@ -514,6 +515,7 @@ static void connect_client(size_t calls) { with_connections(calls, client, run_c
 static void connect_state(size_t calls) { with_connections(calls, NULL, run_connect_state); }
 static void get_session(size_t calls) { with_connections(calls, client, run_get_session); }
 static void get0_session(size_t calls) { with_connections(calls, client, run_get0_session); }
+static void peer_chain(size_t calls) { with_connections(calls, client, run_peer_chain); }
 static void get1_session(size_t calls) { with_connections(calls, client, run_get1_session); }
 static void switch_context(size_t calls) { with_connections(calls, NULL, run_switch); }
 static void set_generate_of_one(size_t calls) { with_connections(calls, NULL, run_generate); }
@@ -632,6 +634,7 @@ static const struct { const char *name; void (*run)(size_t calls); } measurement
     {"SSL_free", free_connection},
     {"SSL_get0_session", get0_session},
     {"SSL_get1_session", get1_session},
+    {"SSL_get_peer_cert_chain", peer_chain},
     {"SSL_get_session", get_session},
     {"SSL_has_matching_session_id", matching},
     {"SSL_new", make_connection},

@@ -170,6 +170,13 @@ SSL_SESSION *SSL_get0_session(const SSL *ssl);
 SSL_SESSION *SSL_get1_session(SSL *ssl);
 
 /*
+ * The certificates that the peer showed, on a server without the peer's own. After a resumption they are those of the
+ * full handshake, also where the session came from a cache that others use. No reference is taken: they go with the
+ * session. NULL where the peer showed none.
+ */
+STACK_OF(X509) *SSL_get_peer_cert_chain(const SSL *ssl);
+
+/*
  * Moves a connection to another SSL_CTX, as a servername callback does. Sessions go on being cached in the one that the
  * connection was made with. Returns the connection's SSL_CTX, NULL on failure.
  */

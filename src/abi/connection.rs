@@ -1,4 +1,5 @@
-//! SSL_get_session(3), SSL_set_SSL_CTX(3), SSL_CTX_set_generate_session_id(3): what is asked of a connection
+//! SSL_get_session(3), SSL_get_peer_cert_chain(3), SSL_set_SSL_CTX(3), SSL_CTX_set_generate_session_id(3): what is asked
+//! of a connection
 
 use super::{border, ours};
 use crate::context::{Context, LATE_CERTIFICATE};
@@ -40,6 +41,26 @@ pub unsafe extern "C-unwind" fn SSL_get1_session(ssl: *mut SSL) -> *mut SSL_SESS
     border(null_mut(), || {
         // SAFETY: by the caller's promise.
         (!ssl.is_null()).then(|| unsafe { (table_of(ssl).SSL_get1_session)(ssl) })
+    })
+}
+
+/// The certificates that the peer showed, on a server without the peer's own. After a resumption they are those of the full
+/// handshake, also where the session came from a cache that others use. No reference is taken: they go with the session.
+/// NULL where the peer showed none.
+///
+/// # Safety
+/// `ssl` is NULL or a live connection.
+#[no_mangle]
+pub unsafe extern "C-unwind" fn SSL_get_peer_cert_chain(ssl: *const SSL) -> *mut stack_st_X509 {
+    border(null_mut(), || {
+        // SAFETY: by the caller's promise.
+        let (connection, other) = unsafe { (Connection::borrow(ssl)?, elsewhere(ssl)) };
+        let chain = match other {
+            // SAFETY: by the caller's promise.
+            Some(other) => unsafe { (other.SSL_get_peer_cert_chain)(ssl) },
+            None => connection.peer_chain(),
+        };
+        Some(chain.cast_mut().cast())
     })
 }
 

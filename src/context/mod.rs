@@ -11,14 +11,14 @@ mod spent;
 use crate::cache::{self, Cache, Collision, Departure, Eviction, Inserted, Key, Place, Seconds, Session as _};
 use crate::config::{self, IdContext, Internal, Reverify, Semantics, Tickets, Unclean};
 use crate::libssl::{self, now, types::*};
-use crate::libssl::{added_tag, kept_tag, Expected, Learned, Tag};
+use crate::libssl::{added_tag, kept_tag, Chain, Expected, Learned, Tag};
 use crate::libssl::{Connection, Ctx, CtxCell, Hooks, Service, Session, SessionTable, Slot};
 use crate::{cancel, gate, log, totals};
 use caches::Caches;
 use counters::{Count, Counters, GROUPS};
 use smallvec::SmallVec;
 use spent::Spent;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{c_long, c_void};
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -778,9 +778,8 @@ impl Context {
     /// A session that the program adds to a cache that others use. It is for this SSL_CTX, unless its handshake tells more.
     fn tagged(&self, session: &Session) -> Session {
         let (key, own) = (session.key(), self.service.own());
-        let (negotiator, negotiated, tag) = NEGOTIATED.get();
-        if (negotiator, negotiated) == (own, Some(key)) {
-            return session.with_tag(tag);
+        if let Some(last) = Negotiated::last().filter(|last| last.by == own && last.key == key) {
+            return session.with_chain(last.chain).with_tag(last.tag);
         }
         match self.cache().get(&key) {
             Some(cached) if cached.has_secret_of(session) => {
@@ -1011,10 +1010,28 @@ fn is_alive(ctx: usize) -> bool {
     ctx == 0 || registry::find(ctx as *mut SSL_CTX).is_some()
 }
 
-thread_local! {
-    /// The session that was negotiated last on this thread: by which SSL_CTX, as what only that one has, and with which tag. A
-    /// program may add it itself, in its new_cb or after the handshake (stunnel).
-    static NEGOTIATED: Cell<([u8; 16], Option<Key>, Tag)> = const { Cell::new(([0; 16], None, [0; 2])) };
+/// The session that was negotiated last on a thread. A program may add it itself, in its new_cb or after the handshake
+/// (stunnel), and then knows only the object.
+#[derive(Clone)]
+struct Negotiated {
+    /// What only its SSL_CTX has.
+    by: [u8; 16],
+    key: Key,
+    tag: Tag,
+    chain: Option<Chain>,
+}
+
+thread_local!(static NEGOTIATED: RefCell<Option<Negotiated>> = const { RefCell::new(None) });
+
+impl Negotiated {
+    /// That of this thread. `None` also where the thread is ending.
+    fn last() -> Option<Negotiated> {
+        NEGOTIATED.try_with(|last| last.borrow().clone()).ok()?
+    }
+
+    fn note(self) {
+        let _ = NEGOTIATED.try_with(|last| last.replace(Some(self)));
+    }
 }
 
 /// What is shared with other processes is told that this one has gone.
@@ -1138,15 +1155,16 @@ impl Context {
         if self.max_age() > 0 {
             session.note_origin(now());
         }
-        let chain = (role == Role::Server && self.reverifies()).then(|| connection.chain()).flatten();
         let shares = role == Role::Server && self.caches.current().is_shared();
+        let chain = (role == Role::Server && (shares || self.reverifies())).then(|| connection.chain()).flatten();
         let tag = if shares { self.tag(connection, session) } else { [0; 2] };
         let session = &session.with_chain(chain).with_tag(tag);
         if mode & SSL_SESS_CACHE_NO_INTERNAL_STORE == 0 && self.is_looked_up_later(connection) {
             self.store(session.clone(), Collision::Replace, role);
         }
         if shares {
-            NEGOTIATED.set((self.service.own(), Some(session.key()), tag));
+            let chain = session.chain().cloned();
+            Negotiated { by: self.service.own(), key: session.key(), tag, chain }.note();
         }
         let Some(keeps) = self.new_callback.call(connection, session) else { return false };
         // CB3. It is not marked and remove_cb is not called: programs that have just stored it as bytes return 0, and

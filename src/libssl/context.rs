@@ -448,6 +448,11 @@ pub fn note_default() {
     }
 }
 
+/// Whether places of ex_data may mean something else in another thread.
+pub fn has_other_default() -> bool {
+    OTHER_DEFAULT.load(Relaxed)
+}
+
 /// SSL_dup copies what is at places that were given out. The copy is made with the context that is current.
 unsafe extern "C" fn dup_nothing(
     _to: *mut c_void,

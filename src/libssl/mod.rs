@@ -1,6 +1,7 @@
 //! The library below: its functions, found at run time, and its objects as Rust. Only this module calls it.
 
 mod callbacks;
+mod chain;
 mod connection;
 pub mod context;
 mod deviation;
@@ -19,6 +20,7 @@ pub mod unclean;
 mod verify;
 
 pub use callbacks::Slot;
+pub use chain::Chain;
 pub use connection::Connection;
 pub use context::{Ctx, CtxCell, Hooks};
 pub use deviation::{added_tag, kept_tag, Deviation, Expected, Learned, Tag};

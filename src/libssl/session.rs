@@ -1,6 +1,6 @@
 //! An SSL_SESSION as Rust: who holds a [`Session`] owns one reference, who holds a `&Session` borrows one.
 
-use super::{marker, table, types::SSL_SESSION, verify::Chain};
+use super::{chain::Chain, marker, table, types::SSL_SESSION};
 use crate::cache::{self, Key, Seconds};
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
@@ -246,6 +246,8 @@ impl Session {
 /// DER.
 const PLAIN: u8 = 2;
 const MARKED: u8 = 3;
+/// The length of a chain that is not known.
+const UNKNOWN: u32 = u32::MAX;
 
 impl Session {
     /// An equal session that is not marked, without the data that programs attach to it (ex_data).
@@ -323,9 +325,9 @@ impl cache::Portable for Session {
     fn write(&self, out: &mut Vec<u8>) -> bool {
         out.push(if self.is_resumable() { PLAIN } else { MARKED });
         self.tag.iter().for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
-        let chain: &[u8] = self.chain.as_ref().map_or(&[], |chain| chain);
-        out.extend_from_slice(&(chain.len() as u32).to_le_bytes());
-        out.extend_from_slice(chain);
+        let chain = self.chain.as_ref();
+        out.extend_from_slice(&chain.map_or(UNKNOWN, |chain| chain.len() as u32).to_le_bytes());
+        out.extend_from_slice(chain.map_or(&[], |chain| chain));
         !self.is_judged() && !self.has_raw_key() && self.write_der(out)
     }
 
@@ -334,15 +336,18 @@ impl cache::Portable for Session {
         let (tag, rest) = rest.split_first_chunk::<16>()?;
         let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| tag[at * 8 + byte]));
         let (length, rest) = rest.split_first_chunk()?;
-        let (chain, der) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+        let length = Some(u32::from_le_bytes(*length)).filter(|&length| length != UNKNOWN);
+        let (chain, der) = rest.split_at_checked(length.unwrap_or(0) as usize)?;
         let session = Session::read_der(der)?;
         match mark {
             PLAIN => {}
             MARKED => session.mark(),
             _ => return None,
         }
-        let chain = (!chain.is_empty()).then(|| Arc::new(chain.to_vec()));
-        Some(session.with_chain(chain).with_tag([word(0), word(1)]))
+        let chain = length.filter(|_| session.has_peer()).map(|_| Arc::new(chain.to_vec()));
+        let session = session.with_chain(chain).with_tag([word(0), word(1)]);
+        session.keep_chain();
+        Some(session)
     }
 }
 

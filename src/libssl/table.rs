@@ -171,6 +171,8 @@ functions! {
         OPENSSL_sk_value(stack: *const c_void, place: c_int) -> *mut c_void = ptr::null_mut();
         X509_up_ref(certificate: *mut X509) -> c_int = 0;
         X509_free(certificate: *mut X509);
+        X509_set_ex_data(certificate: *mut X509, index: c_int, data: *mut c_void) -> c_int = 0;
+        X509_get_ex_data(certificate: *const X509, index: c_int) -> *mut c_void = ptr::null_mut();
         X509_CRL_up_ref(list: *mut c_void) -> c_int = 0;
         X509_CRL_free(list: *mut c_void);
         X509_CRL_digest(list: *const c_void, kind: *const c_void, digest: *mut c_uchar, length: *mut c_uint) -> c_int = 0;

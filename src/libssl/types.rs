@@ -30,3 +30,8 @@ pub type OSSL_LIB_CTX = c_void;
 pub struct lhash_st_SSL_SESSION {
     _opaque: [u8; 0],
 }
+/// STACK_OF(X509)
+#[repr(C)]
+pub struct stack_st_X509 {
+    _opaque: [u8; 0],
+}

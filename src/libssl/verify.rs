@@ -1,48 +1,15 @@
 //! A client's certificate, verified again: libssl verifies one in a full handshake only, and a session may come back long
 //! after its client was revoked, by another process, or from one that trusts others.
 
-use super::digest::{connection_store, for_each, store_callbacks};
+use super::chain::Certificates;
+use super::digest::{connection_store, store_callbacks};
 use super::types::{SSL_SESSION, X509, X509_STORE_CTX};
 use super::{table, Connection, Session, Store};
 use crate::cancel;
-use libc::{c_int, c_long, c_uint, c_void};
+use libc::{c_int, c_long, c_void};
 use std::ptr::{null_mut, NonNull};
-use std::sync::{Arc, Mutex};
-
-/// The certificates that a client showed beside its own, as DER, one after another. They help to find the way from its
-/// certificate to one that is trusted, and are trusted in nothing themselves.
-pub type Chain = Arc<Vec<u8>>;
-
-/// Longer ones are not kept: a record has an end, and few clients have more than two.
-const LONGEST_CHAIN: usize = 16 << 10;
-
-/// The chains that were shown last, by the client's certificate. A resumed connection has a client's certificate but no
-/// chain, and sessions that are issued on it need one.
-static SHOWN: Mutex<Vec<Option<(Fingerprint, Chain)>>> = Mutex::new(Vec::new());
-const MOST_SHOWN: usize = 512;
-
-type Fingerprint = [u8; 32];
 
 impl Connection {
-    /// What the client showed beside its certificate, in this handshake or in the one that is resumed.
-    pub fn chain(&self) -> Option<Chain> {
-        // SAFETY: the connection is alive, and so is what it has.
-        unsafe {
-            let peer = NonNull::new((table().SSL_SESSION_get0_peer)((table().SSL_get_session)(self.as_ptr())))?;
-            let fingerprint = fingerprint(peer.as_ptr())?;
-            let mut chain = Vec::new();
-            for_each((table().SSL_get_peer_cert_chain)(self.as_ptr()), |certificate| {
-                write(certificate.cast(), &mut chain)
-            });
-            if chain.is_empty() {
-                return recall(fingerprint);
-            }
-            let chain = (chain.len() <= LONGEST_CHAIN).then(|| Arc::new(chain))?;
-            remember(fingerprint, chain.clone());
-            Some(chain)
-        }
-    }
-
     /// Whether this connection's context would come to the result that `session` carries, if the client showed its
     /// certificate now. Verify callbacks of the program are not called: where there is one, it is taken for one that lets
     /// the handshake go on and leaves the result as it is. Other functions of its trust store are.
@@ -54,28 +21,29 @@ impl Connection {
         if peer.is_null() {
             return true;
         }
-        if let Some(chain) = session.chain() {
-            // SAFETY: the certificate is the session's.
-            if let Some(fingerprint) = unsafe { fingerprint(peer) } {
-                remember(fingerprint, chain.clone());
-            }
-        }
         // SAFETY: marks in the error queue of this thread have no preconditions.
         unsafe { (table().ERR_set_mark)() };
-        // SAFETY: the certificate is the session's, which outlives the call.
-        let result = unsafe { self.verify(peer, session.chain(), store) };
+        // What a session has that was read from a record was parsed with it.
+        let parsed = session.kept_chain();
+        let result = match session.chain().filter(|_| parsed.is_null()).map(|chain| Certificates::read(chain)) {
+            // SAFETY: the certificates are the session's, or this function's, and outlive the call.
+            None => unsafe { self.verify(peer, parsed, store) },
+            // SAFETY: as above.
+            Some(Some(untrusted)) => unsafe { self.verify(peer, untrusted.as_ptr(), store) },
+            Some(None) => None,
+        };
         // SAFETY: as above. What went wrong is no error of the program's.
         unsafe { (table().ERR_pop_to_mark)() };
         result.is_some() && result == session.verify_result()
     }
 
     /// The result of verifying a client's certificate, as libssl does it in a handshake. `None` where it cannot be done.
+    /// `untrusted` are the certificates that the client showed beside it.
     ///
     /// # Safety
-    /// `peer` is alive.
-    unsafe fn verify(&self, peer: *mut X509, chain: Option<&Chain>, store: Option<&Store>) -> Option<c_long> {
+    /// `peer` is alive, and `untrusted` is NULL or a live stack of certificates.
+    unsafe fn verify(&self, peer: *mut X509, untrusted: *const c_void, store: Option<&Store>) -> Option<c_long> {
         let (table, ssl) = (table(), self.as_ptr());
-        let untrusted = Untrusted::read(chain.map_or(&[], |chain| chain))?;
         // SAFETY: the connection is alive and so are its context, store and parameters; the rest is this function's own.
         unsafe {
             let mut store: *mut c_void = store.map_or(null_mut(), Store::as_ptr);
@@ -88,7 +56,7 @@ impl Connection {
             let context = StoreContext(NonNull::new((table.X509_STORE_CTX_new)())?);
             let freed_at_the_end = context;
             let context = freed_at_the_end.0.as_ptr();
-            if (table.X509_STORE_CTX_init)(context, store, peer, untrusted.0.as_ptr()) != 1 {
+            if (table.X509_STORE_CTX_init)(context, store, peer, untrusted.cast_mut()) != 1 {
                 return None;
             }
             (table.X509_STORE_CTX_set_default)(context, c"ssl_client".as_ptr());
@@ -123,89 +91,6 @@ impl Drop for StoreContext {
         // SAFETY: it is ours alone.
         unsafe { (table().X509_STORE_CTX_free)(self.0.as_ptr()) };
     }
-}
-
-/// A stack of certificates of its own.
-struct Untrusted(NonNull<c_void>);
-
-impl Untrusted {
-    /// `None` where there is no memory; what is no certificate ends the chain.
-    fn read(chain: &[u8]) -> Option<Untrusted> {
-        // SAFETY: no preconditions.
-        let stack = Untrusted(NonNull::new(unsafe { (table().OPENSSL_sk_new_null)() })?);
-        let (mut at, end) = (chain.as_ptr(), chain.as_ptr_range().end);
-        while at < end {
-            // SAFETY: between the two are bytes of `chain`, and d2i_X509 moves `at` within them.
-            let certificate = unsafe { (table().d2i_X509)(null_mut(), &mut at, end.offset_from(at) as c_long) };
-            if certificate.is_null() {
-                break;
-            }
-            // SAFETY: both are ours. What the stack does not take is freed here.
-            unsafe {
-                if (table().OPENSSL_sk_push)(stack.0.as_ptr(), certificate.cast()) <= 0 {
-                    (table().X509_free)(certificate);
-                    return None;
-                }
-            }
-        }
-        Some(stack)
-    }
-}
-
-impl Drop for Untrusted {
-    fn drop(&mut self) {
-        for_each(self.0.as_ptr(), |certificate| {
-            // SAFETY: each reference is the stack's, and it is given up once.
-            unsafe { (table().X509_free)(certificate.cast()) };
-        });
-        // SAFETY: the stack is ours alone.
-        unsafe { (table().OPENSSL_sk_free)(self.0.as_ptr()) };
-    }
-}
-
-/// Appends a certificate as DER.
-fn write(certificate: *mut X509, out: &mut Vec<u8>) {
-    // SAFETY: the certificate is alive; first the length is asked for, then so many bytes are written.
-    unsafe {
-        let length = (table().i2d_X509)(certificate, null_mut());
-        let Some(length) = usize::try_from(length).ok().filter(|&length| length <= LONGEST_CHAIN) else { return };
-        let before = out.len();
-        out.resize(before + length, 0);
-        let mut end = out[before..].as_mut_ptr();
-        (table().i2d_X509)(certificate, &mut end);
-    }
-}
-
-/// # Safety
-/// `certificate` is alive.
-unsafe fn fingerprint(certificate: *const X509) -> Option<Fingerprint> {
-    let mut fingerprint = Fingerprint::default();
-    let mut length: c_uint = 0;
-    // SAFETY: by the caller's promise; the place is as long as SHA-256's digest.
-    let done =
-        unsafe { (table().X509_digest)(certificate, (table().EVP_sha256)(), fingerprint.as_mut_ptr(), &mut length) };
-    (done == 1).then_some(fingerprint)
-}
-
-fn slot(fingerprint: &Fingerprint) -> usize {
-    usize::from(u16::from_le_bytes([fingerprint[0], fingerprint[1]])) % MOST_SHOWN
-}
-
-/// Nobody waits for the lock, and in a child that was forked while it was held nothing is remembered any more.
-fn remember(fingerprint: Fingerprint, chain: Chain) {
-    let Ok(mut shown) = SHOWN.try_lock() else { return };
-    if shown.is_empty() {
-        shown.resize(MOST_SHOWN, None);
-    }
-    let before = shown.get_mut(slot(&fingerprint)).and_then(|place| place.replace((fingerprint, chain)));
-    drop(shown);
-    drop(before);
-}
-
-fn recall(fingerprint: Fingerprint) -> Option<Chain> {
-    let shown = SHOWN.try_lock().ok()?;
-    let (known, chain) = shown.get(slot(&fingerprint))?.as_ref()?;
-    (*known == fingerprint).then(|| chain.clone())
 }
 
 /// What a session remembers of its client's verification, and when its client's certificate ends.
