@@ -80,7 +80,7 @@ fn main() {
 fn cache(name: &'static str, url: String, redis: &Redis) -> Subject {
     redis.flush();
     let place: Place = url.parse().unwrap_or_else(|error| panic!("{url}: {error}"));
-    let cache: Box<dyn Cache<Fake>> = cache::open(&place, 0).unwrap_or_else(|error| panic!("{url}: {error}"));
+    let cache: Box<dyn Cache<Fake>> = cache::open(&place).unwrap_or_else(|error| panic!("{url}: {error}"));
     cache.set_service([1, 2]);
     let expiry = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs() as i64 + 3600;
     for number in 0..SESSIONS {

@@ -18,9 +18,10 @@ use std::ptr::null_mut;
 #[no_mangle]
 pub unsafe extern "C-unwind" fn SSL_CTX_ctrl(ctx: *mut SSL_CTX, cmd: c_int, larg: c_long, parg: *mut c_void) -> c_long {
     border(0, || {
+        // Nobody looks for the context of a command that is libssl's.
         let answer = match u32::try_from(cmd) {
-            Ok(command) => ours(ctx).and_then(|context| control(context, command, larg)),
-            Err(_) => None,
+            Ok(command) if Context::answers(command) => ours(ctx).and_then(|context| control(context, command, larg)),
+            _ => None,
         };
         Some(answer.unwrap_or_else(|| {
             // SAFETY: by the caller's promise.
@@ -33,7 +34,7 @@ pub unsafe extern "C-unwind" fn SSL_CTX_ctrl(ctx: *mut SSL_CTX, cmd: c_int, larg
 /// What libssl's counters lack in an SSL_CTX that was handed back.
 fn correction(ctx: *mut SSL_CTX, command: c_int) -> c_long {
     match u32::try_from(command) {
-        Ok(command @ SSL_CTRL_SESS_NUMBER..=SSL_CTRL_SESS_CACHE_FULL) => {
+        Ok(command) if Context::corrects(command) => {
             registry::retired(ctx).map_or(0, |context| context.correction(command))
         }
         _ => 0,

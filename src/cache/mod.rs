@@ -28,6 +28,7 @@ pub struct Key {
 
 impl Key {
     /// `None` for an id longer than the protocol allows.
+    #[inline]
     pub fn new(version: i32, id: &[u8]) -> Option<Key> {
         let length = u8::try_from(id.len()).ok()?;
         let id = match <[u8; LONGEST]>::try_from(id) {
@@ -50,13 +51,11 @@ impl Key {
     }
 
     /// All of it: two keys are equal if their words are.
+    #[inline]
     fn words(&self) -> [u64; 5] {
         let tail = u64::from(self.version as u32) << 8 | u64::from(self.length);
-        let mut words = [0, 0, 0, 0, tail];
-        for (word, bytes) in words.iter_mut().zip(self.id.as_chunks::<8>().0) {
-            *word = u64::from_le_bytes(*bytes);
-        }
-        words
+        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| self.id[at * 8 + byte]));
+        [word(0), word(1), word(2), word(3), tail]
     }
 }
 
@@ -124,6 +123,10 @@ pub trait Cache<S: Session>: Send + Sync {
     fn get(&self, key: &Key) -> Option<S>;
     /// Out of the cache, to one caller only.
     fn take(&self, key: &Key) -> Option<S>;
+    /// Takes out what has the key of `session`.
+    fn take_like(&self, session: &S) -> Option<S> {
+        self.take(&session.key())
+    }
     /// Takes `session` out if this very object is cached.
     fn take_same(&self, session: &S) -> Option<S>;
     fn contains(&self, key: &Key) -> bool;
@@ -179,11 +182,6 @@ pub trait Cache<S: Session>: Send + Sync {
     }
 }
 
-/// A cache in this process's memory, without a limit. [`memory::owners`] names `owner` for the sessions in it.
-pub fn in_memory<S: Session>(owner: u32) -> Box<dyn Cache<S>> {
-    Box::new(memory::Memory::owned_by(owner))
-}
-
 /// Where a cache is.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub enum Place {
@@ -218,9 +216,9 @@ impl fmt::Display for Place {
 }
 
 /// The cache at `place`, made if it is not there, without a limit. The error is a sentence for a person.
-pub fn open<S: Portable>(place: &Place, owner: u32) -> Result<Box<dyn Cache<S>>, String> {
+pub fn open<S: Portable>(place: &Place) -> Result<Box<dyn Cache<S>>, String> {
     match place {
-        Place::Memory => Ok(in_memory(owner)),
+        Place::Memory => Ok(Box::new(memory::Memory::new(0))),
         Place::Shm(spec) => match shm::Area::open(spec) {
             Ok(area) => Ok(Box::new(shm::Shm::new(area))),
             Err(error) => Err(error.to_string()),

@@ -3,7 +3,7 @@
 //! A place that was chosen once stays open as long as the process: other threads may be using it, and contexts are used
 //! again for the next SSL_CTX, which mostly chooses the same.
 
-use crate::cache::{self, Cache, Place};
+use crate::cache::{self, memory::Memory, Cache, Place};
 use crate::libssl::Session;
 use once_cell::race::OnceBox;
 use std::sync::atomic::{
@@ -19,12 +19,10 @@ pub fn any_elsewhere() -> bool {
 }
 
 pub struct Caches {
-    /// See [`cache::memory::owners`].
-    owner: u32,
-    memory: Box<dyn Cache<Session>>,
-    others: OnceBox<Other>,
     /// 0 for `memory`, 1 for the first of `others`, and so on.
     chosen: AtomicUsize,
+    others: OnceBox<Other>,
+    memory: Memory<Session>,
 }
 
 struct Other {
@@ -34,8 +32,9 @@ struct Other {
 }
 
 impl Caches {
+    /// `owner` is named by [`cache::memory::owners`].
     pub fn new(owner: u32) -> Caches {
-        Caches { owner, memory: cache::in_memory(owner), others: OnceBox::new(), chosen: AtomicUsize::new(0) }
+        Caches { chosen: AtomicUsize::new(0), others: OnceBox::new(), memory: Memory::owned_by(owner) }
     }
 
     fn others(&self) -> impl Iterator<Item = &Other> {
@@ -43,10 +42,11 @@ impl Caches {
     }
 
     /// The cache in use.
+    #[inline]
     pub fn current(&self) -> &(dyn Cache<Session> + 'static) {
         match self.chosen.load(Acquire) {
-            0 => &*self.memory,
-            chosen => self.others().nth(chosen - 1).map_or(&*self.memory, |other| &*other.cache),
+            0 => &self.memory,
+            chosen => self.others().nth(chosen - 1).map_or(&self.memory, |other| &*other.cache),
         }
     }
 
@@ -57,8 +57,8 @@ impl Caches {
     }
 
     /// The memory of this process, whatever is in use.
-    pub fn memory(&self) -> &(dyn Cache<Session> + 'static) {
-        &*self.memory
+    pub fn memory(&self) -> &Memory<Session> {
+        &self.memory
     }
 
     /// Where that is, for people: "memory" or "shm:NAME".
@@ -84,11 +84,7 @@ impl Caches {
     }
 
     fn open(&self, place: &Place) -> Result<usize, String> {
-        let mut new = Some(Box::new(Other {
-            place: place.clone(),
-            cache: cache::open(place, self.owner)?,
-            next: OnceBox::new(),
-        }));
+        let mut new = Some(Box::new(Other { place: place.clone(), cache: cache::open(place)?, next: OnceBox::new() }));
         let mut end = &self.others;
         let mut number = 1;
         loop {

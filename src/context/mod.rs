@@ -16,56 +16,65 @@ use crate::libssl::{Connection, Ctx, CtxCell, Hooks, Service, Session, SessionTa
 use crate::{cancel, gate, log, totals};
 use caches::Caches;
 use counters::{Count, Counters, GROUPS};
+use once_cell::race::OnceBox;
 use smallvec::SmallVec;
 use spent::Spent;
 use std::cell::{Cell, RefCell};
 use std::ffi::{c_long, c_void};
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicU8, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
-/// The fields that most calls read come first.
+/// What most calls read lies here, side by side with that of other contexts (see [`registry`]). The rest is in [`Rest`].
 #[repr(C)]
 pub struct Context {
     /// By which the registry has it, see there.
     number: u32,
-    ctx: CtxCell,
-    /// The address of the sentinel in libssl's own cache.
-    sentinel: AtomicUsize,
     /// All bits as the program gave them (MODE1).
     mode: AtomicU32,
+    ctx: CtxCell,
     /// The limit as the program gave it (SIZE1).
     size: AtomicU64,
-    /// Whether the program gave one.
+    /// The address of the sentinel in libssl's own cache.
+    sentinel: AtomicUsize,
+    semantics: AtomicU8,
+    tickets: AtomicU8,
+    unclean: AtomicU8,
+    internal: AtomicU8,
+    reverify: AtomicU8,
+    /// Which callbacks the program has that may change a connection after the lookup: bits of `LATE_`.
+    late: AtomicU8,
+    /// Whether the program gave a size.
     sized: AtomicBool,
-    semantics: AtomicU32,
-    tickets: AtomicU32,
-    unclean: AtomicU32,
-    internal: AtomicU32,
-    reverify: AtomicU32,
-    /// 0 for no limit.
-    max_age: AtomicU32,
-    /// The identity that was last made the session id context (REPRISE_ID_CONTEXT), 0 for none.
-    id_context: AtomicU64,
     /// The program makes session ids itself.
     has_generator: AtomicBool,
     /// The cache issues the ids of new sessions, and may refuse others.
     vouching: AtomicBool,
     /// A connection was a client's.
     has_clients: AtomicBool,
-    /// Which callbacks the program has that may change a connection after the lookup: bits of `LATE_`.
-    late: AtomicU32,
-    /// Whether the SSL_CTX is known to be there, for who does not keep it alive. Read inside the gate.
-    alive: parking_lot::RwLock<bool>,
     /// SSL_CTX_free has begun.
     ending: AtomicBool,
     /// Nothing is stored any more.
     closed: AtomicBool,
+    /// 0 for no limit.
+    max_age: AtomicU32,
     pub new_callback: Slot<NewCallback>,
     pub remove_callback: Slot<RemoveCallback>,
     pub get_callback: Slot<GetCallback>,
     counters: Counters,
     caches: Caches,
+    rest: OnceBox<Rest>,
+    /// The registry's: the address of the SSL_CTX that was handed back, as long as no other is known to have it.
+    before: AtomicUsize,
+}
+
+/// What few calls need of a context.
+#[derive(Default)]
+struct Rest {
+    /// The identity that was last made the session id context (REPRISE_ID_CONTEXT), 0 for none.
+    id_context: AtomicU64,
+    /// Whether the SSL_CTX is known to be there, for who does not keep it alive. Read inside the gate.
+    alive: parking_lot::RwLock<bool>,
     /// Whose sessions are this context's in a cache that others use, too.
     service: Service,
     /// How its connections turn out.
@@ -90,8 +99,8 @@ struct Picture {
 const UNLIKE: [u32; 3] = [SSL_CTRL_SESS_CB_HIT, SSL_CTRL_SESS_MISSES, SSL_CTRL_SESS_CACHE_FULL];
 
 /// A servername callback, and a cert_cb.
-pub const LATE_NAME: u32 = 1;
-pub const LATE_CERTIFICATE: u32 = 2;
+pub const LATE_NAME: u8 = 1;
+pub const LATE_CERTIFICATE: u8 = 2;
 
 /// Which side of a connection a session was negotiated on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -141,37 +150,36 @@ impl Context {
     fn new(number: u32) -> Context {
         Context {
             number,
-            ctx: CtxCell::empty(),
-            sentinel: AtomicUsize::new(0),
             mode: AtomicU32::new(0),
+            ctx: CtxCell::empty(),
             size: AtomicU64::new(0),
+            sentinel: AtomicUsize::new(0),
+            semantics: AtomicU8::new(0),
+            tickets: AtomicU8::new(0),
+            unclean: AtomicU8::new(0),
+            internal: AtomicU8::new(0),
+            reverify: AtomicU8::new(0),
+            late: AtomicU8::new(0),
             sized: AtomicBool::new(false),
-            semantics: AtomicU32::new(0),
-            tickets: AtomicU32::new(0),
-            unclean: AtomicU32::new(0),
-            internal: AtomicU32::new(0),
-            reverify: AtomicU32::new(0),
-            max_age: AtomicU32::new(0),
-            id_context: AtomicU64::new(0),
             has_generator: AtomicBool::new(false),
             vouching: AtomicBool::new(false),
             has_clients: AtomicBool::new(false),
-            late: AtomicU32::new(0),
-            alive: parking_lot::RwLock::new(false),
             ending: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            max_age: AtomicU32::new(0),
             new_callback: Slot::<NewCallback>::empty(),
             remove_callback: Slot::<RemoveCallback>::empty(),
             get_callback: Slot::<GetCallback>::empty(),
             counters: Counters::default(),
             caches: Caches::new(number),
-            service: Service::default(),
-            learned: Learned::default(),
-            spent: Spent::default(),
-            sweep: parking_lot::Mutex::default(),
-            table: Mutex::default(),
-            corrections: [const { AtomicI64::new(0) }; UNLIKE.len()],
+            rest: OnceBox::new(),
+            before: AtomicUsize::new(0),
         }
+    }
+
+    #[inline]
+    fn rest(&self) -> &Rest {
+        self.rest.get_or_init(Box::default)
     }
 
     /// Takes over a new SSL_CTX: from now on the hooks and the exports find its context. Where there is no memory for
@@ -196,25 +204,25 @@ impl Context {
             context.get_callback.set(None);
             let semantics = config.semantics.unwrap_or_else(|| Semantics::default_for(libssl::is_linked()));
             context.counters.begin(semantics as u32, context.number as usize % GROUPS);
-            context.service.reset();
-            context.learned.forget();
+            context.rest().service.reset();
+            context.rest().learned.forget();
             context.sized.store(false, Relaxed);
             context.has_clients.store(false, Relaxed);
             context.late.store(0, Relaxed);
             // Nobody waits for a thread that still sweeps: at worst, expired sessions are cleared sooner.
-            if let Some(mut sweep) = context.sweep.try_lock() {
+            if let Some(mut sweep) = context.rest().sweep.try_lock() {
                 *sweep = Sweep::default();
             }
             context.set_tickets(config.tickets);
             context.set_unclean(config.unclean);
-            context.internal.store(config.internal as u32, Relaxed);
+            context.internal.store(config.internal as u8, Relaxed);
             if let Err(error) = context.caches.choose(&config.cache) {
                 log::once(format_args!("REPRISE_CACHE: {error}: each process caches for itself"));
                 let _ = context.caches.choose(&Place::Memory);
             }
-            context.reverify.store(config.reverify as u32, Relaxed);
+            context.reverify.store(config.reverify as u8, Relaxed);
             context.max_age.store(config.max_age, Relaxed);
-            context.id_context.store(0, Relaxed);
+            context.rest().id_context.store(0, Relaxed);
             context.judge_by(&config.cache);
             context.counters.set_cache(&context.caches.label());
             context.has_generator.store(false, Relaxed);
@@ -259,7 +267,7 @@ impl Context {
         let corrections = UNLIKE.map(|command| self.statistic(command) - ctx.counter(command));
         if registry::retire(ctx.as_ptr()) {
             self.set_alive(false); // nobody is going to hear of its end
-            for ((to, command), correction) in self.corrections.iter().zip(UNLIKE).zip(corrections) {
+            for ((to, command), correction) in self.rest().corrections.iter().zip(UNLIKE).zip(corrections) {
                 let counted = if command == SSL_CTRL_SESS_CB_HIT { hits } else { 0 };
                 to.store(correction - counted, Relaxed);
             }
@@ -292,29 +300,30 @@ impl Context {
     }
 
     pub fn semantics(&self) -> Semantics {
-        Semantics::from_number(self.semantics.load(Relaxed) as i32).unwrap_or(Semantics::Documented)
+        Semantics::from_number(self.semantics.load(Relaxed).into()).unwrap_or(Semantics::Documented)
     }
 
+    #[inline]
     fn is_documented(&self) -> bool {
-        self.semantics() == Semantics::Documented
+        self.semantics.load(Relaxed) == Semantics::Documented as u8
     }
 
     pub fn set_semantics(&self, semantics: Semantics) {
-        self.semantics.store(semantics as u32, Relaxed);
+        self.semantics.store(semantics as u8, Relaxed);
         self.counters.set_semantics(semantics as u32);
         self.set_limit();
     }
 
     /// The policy of REPRISE_TICKETS for this context.
     pub fn set_tickets(&self, tickets: Tickets) {
-        self.tickets.store(tickets as u32, Relaxed);
+        self.tickets.store(tickets as u8, Relaxed);
         if tickets == Tickets::Stateful {
             libssl::unclean::watch(); // see `keeps_unclean`
         }
     }
 
     pub fn has_stateful_tickets(&self) -> bool {
-        self.tickets.load(Relaxed) == Tickets::Stateful as u32
+        self.tickets.load(Relaxed) == Tickets::Stateful as u8
     }
 
     /// REPRISE_TICKETS, for a connection that was just made. It is a server's unless its program says otherwise.
@@ -341,7 +350,7 @@ impl Context {
 
     /// The policy of REPRISE_UNCLEAN for this context.
     pub fn set_unclean(&self, unclean: Unclean) {
-        self.unclean.store(unclean as u32, Relaxed);
+        self.unclean.store(unclean as u8, Relaxed);
         if unclean == Unclean::Keep {
             libssl::unclean::watch();
         }
@@ -349,7 +358,7 @@ impl Context {
 
     /// A session whose ticket we made stateful stays, too: an unclean end would not have cost the ticket that it replaces.
     fn keeps_unclean(&self) -> bool {
-        self.unclean.load(Relaxed) == Unclean::Keep as u32
+        self.unclean.load(Relaxed) == Unclean::Keep as u8
             || self.has_stateful_tickets()
                 && self.finds_sessions()
                 && self.ctx().is_some_and(|ctx| !ctx.has_no_tickets())
@@ -381,13 +390,13 @@ impl Context {
 
     /// What decides who shares in the cache at `place`, if that is the one in use.
     fn judge_by(&self, place: &Place) {
-        self.service.set_label(place.label());
-        self.service.follow_store(!self.reverifies());
+        self.rest().service.set_label(place.label());
+        self.rest().service.follow_store(!self.reverifies());
     }
 
     /// Whether client certificates are verified again when their sessions are resumed (REPRISE_REVERIFY).
     fn reverifies(&self) -> bool {
-        match Reverify::from_number(self.reverify.load(Relaxed) as i32) {
+        match Reverify::from_number(self.reverify.load(Relaxed).into()) {
             Some(Reverify::On) => true,
             Some(Reverify::Off) => false,
             _ => self.caches.current().is_shared(),
@@ -398,8 +407,8 @@ impl Context {
     fn tag(&self, connection: &Connection, session: &Session) -> Tag {
         let Some(ctx) = self.ctx() else { return [0; 2] };
         let current = self.current(connection);
-        let switched = current.and_then(|current| Some(current.service.identity(current.ctx()?)));
-        let now = self.service.deviation(connection, ctx, current.map(|current| &current.service), true);
+        let switched = current.and_then(|current| Some(current.rest().service.identity(current.ctx()?)));
+        let now = self.rest().service.deviation(connection, ctx, current.map(|current| &current.rest().service), true);
         let before = connection.told();
         if before == 0 {
             connection.note_told(now.number());
@@ -411,14 +420,14 @@ impl Context {
         if connection.is_resumed() {
             return match connection.found() {
                 // Nobody here found it: the client has a key of its own and the server's (PSK), or a sealed ticket.
-                [0, 0] => kept_tag(now.tag(&name, switched.unwrap_or_default()), self.service.own()),
-                _ if is_told_anew => kept_tag(now.tag(&name, switched.unwrap_or_default()), self.service.own()),
+                [0, 0] => kept_tag(now.tag(&name, switched.unwrap_or_default()), self.rest().service.own()),
+                _ if is_told_anew => kept_tag(now.tag(&name, switched.unwrap_or_default()), self.rest().service.own()),
                 tag => tag,
             };
         }
         let tag = now.tag(&name, switched.unwrap_or_default());
         if before == 0 && self.late(current) != 0 {
-            self.learned.note(name, now, is_alive);
+            self.rest().learned.note(name, now, is_alive);
         }
         let stays = is_told_anew
             || now.has_store
@@ -426,7 +435,7 @@ impl Context {
             || connection.has_psk()
             || session.has_peer() && self.judges_by_itself(connection, current);
         match stays {
-            true => kept_tag(tag, self.service.own()),
+            true => kept_tag(tag, self.rest().service.own()),
             false => tag,
         }
     }
@@ -434,8 +443,8 @@ impl Context {
     /// Whether a client's certificate is judged by a function of the program's, which may look at data that no other
     /// process has. The label of the cache's URL says that the program's functions are equal wherever they look equal.
     fn judges_by_itself(&self, connection: &Connection, current: Option<&Context>) -> bool {
-        !self.service.has_label()
-            && (connection.calls_back() || current.is_none_or(|current| current.service.has_cert_verify()))
+        !self.rest().service.has_label()
+            && (connection.calls_back() || current.is_none_or(|current| current.rest().service.has_cert_verify()))
     }
 
     /// The context that a connection has now; `None` for one that is not ours.
@@ -448,14 +457,17 @@ impl Context {
     }
 
     /// Which callbacks may change a connection after the lookup. One whose context is not ours has all.
-    fn late(&self, current: Option<&Context>) -> u32 {
+    fn late(&self, current: Option<&Context>) -> u8 {
         let of_current = current.map_or(LATE_NAME | LATE_CERTIFICATE, |current| current.late.load(Relaxed));
         self.late.load(Relaxed) | of_current
     }
 
     /// The program sets a callback that may change connections after the lookup.
-    pub fn note_late(&self, callback: u32) {
-        self.late.fetch_or(callback, Relaxed);
+    pub fn note_late(&self, callback: u8) {
+        // Mostly it is known: what writes waits for all that is still being read.
+        if self.late.load(Relaxed) & callback == 0 {
+            self.late.fetch_or(callback, Relaxed);
+        }
     }
 
     /// What a session must carry to be resumed by a connection whose client proposes it, and the context that it is going
@@ -464,11 +476,12 @@ impl Context {
         let current = self.current(connection);
         // An address that its client must have is looked at when its certificate is verified again.
         let with_ip = !self.reverifies();
-        let now = self.service.deviation(connection, ctx, current.map(|current| &current.service), with_ip);
+        let now =
+            self.rest().service.deviation(connection, ctx, current.map(|current| &current.rest().service), with_ip);
         let name = connection.asked_name();
         let expected = match self.late(current) {
             0 => now,
-            late => match self.learned.expect(&name, now, connection.verify_mode(), is_alive) {
+            late => match self.rest().learned.expect(&name, now, connection.verify_mode(), is_alive) {
                 Expected::Outcome(expected) => expected,
                 // Who asks for no name is taken for one whom the servername callback does nothing for.
                 Expected::Unknown if name.is_empty() && late == LATE_NAME => now,
@@ -486,22 +499,22 @@ impl Context {
     /// connection was last switched to it.
     fn known_identity(&self, address: usize) -> Option<[u64; 2]> {
         let _inside = gate::enter();
-        let alive = self.alive.try_read()?;
+        let alive = self.rest().alive.try_read()?;
         let ctx = self.ctx().filter(|ctx| *alive && ctx.as_ptr() as usize == address)?;
         // Without its sentinel, nobody would hear of its end.
-        (self.sentinel.load(Relaxed) != 0).then(|| self.service.known_identity(ctx))?
+        (self.sentinel.load(Relaxed) != 0).then(|| self.rest().service.known_identity(ctx))?
     }
 
     /// Waits until nobody looks at the SSL_CTX.
     fn set_alive(&self, alive: bool) {
         let _inside = gate::enter();
-        *self.alive.write() = alive;
+        *self.rest().alive.write() = alive;
     }
 
     /// A connection is switched to this context: it is as it is now.
     pub fn switched_to(&self) {
         if let Some(ctx) = self.ctx().filter(|_| self.caches.current().is_shared()) {
-            self.service.identity(ctx);
+            self.rest().service.identity(ctx);
         }
     }
 
@@ -528,11 +541,11 @@ impl Context {
             return;
         }
         let Some(ctx) = self.ctx().filter(|ctx| ctx.asks_for_certificates()) else { return };
-        if self.service.has_id_context() {
+        if self.rest().service.has_id_context() {
             return;
         }
-        let identity = self.service.identity(ctx);
-        if self.id_context.swap(identity[0], Relaxed) != identity[0] {
+        let identity = self.rest().service.identity(ctx);
+        if self.rest().id_context.swap(identity[0], Relaxed) != identity[0] {
             ctx.set_id_context(identity);
         }
     }
@@ -577,7 +590,7 @@ impl Context {
             return InUse { cache, _off: None };
         }
         // Working it out may call the program.
-        let identity = self.ctx().map(|ctx| self.service.identity(ctx));
+        let identity = self.ctx().map(|ctx| self.rest().service.identity(ctx));
         let off = cancel::off();
         if let Some(identity) = identity {
             cache.set_service(identity);
@@ -588,7 +601,7 @@ impl Context {
     /// Where the sessions of clients are, while those of servers are in a cache that others use: in this process. No library
     /// ever looks one up, and a server must never find one: whoever it came from chose all that is in it.
     fn clients(&self) -> Option<&(dyn Cache<Session> + 'static)> {
-        self.caches.is_shared().then(|| self.caches.memory())
+        self.caches.is_shared().then(|| self.caches.memory() as _)
     }
 
     /// The same, where there are any.
@@ -626,12 +639,12 @@ impl Context {
 
     /// SSL_CTX_set_session_id_context(3): sessions do not cross from one such context to another.
     pub fn set_id_context(&self, id_context: &[u8]) {
-        self.service.set_id_context(id_context);
+        self.rest().service.set_id_context(id_context);
     }
 
     /// SSL_CTX_set_cert_verify_callback(3): nor between those that verify in another way.
     pub fn set_cert_verify(&self, callback: CertVerifyCallback, argument: *mut c_void) {
-        self.service.set_cert_verify(callback, argument);
+        self.rest().service.set_cert_verify(callback, argument);
     }
 
     fn count(&self, count: Count) {
@@ -673,7 +686,7 @@ impl Context {
 
     /// Whether REPRISE_INTERNAL=always overrules the program.
     fn is_always(&self) -> bool {
-        self.internal.load(Relaxed) == Internal::Always as u32
+        self.internal.load(Relaxed) == Internal::Always as u8
     }
 
     fn has_mode(&self, bit: u32) -> bool {
@@ -682,7 +695,7 @@ impl Context {
 
     /// The policy of REPRISE_INTERNAL for this context.
     pub fn set_internal(&self, internal: Internal) {
-        self.internal.store(internal as u32, Relaxed);
+        self.internal.store(internal as u8, Relaxed);
         self.set_mode(self.mode());
         self.set_limit();
     }
@@ -694,8 +707,9 @@ impl Context {
     /// Returns the previous size (SIZE1). A smaller one takes effect when the next session is added.
     pub fn set_size(&self, size: u64) -> u64 {
         let previous = self.size.swap(size, Relaxed);
-        self.sized.store(true, Relaxed);
-        self.set_limit();
+        if !self.sized.swap(true, Relaxed) || previous != size {
+            self.set_limit();
+        }
         previous
     }
 
@@ -743,10 +757,31 @@ impl Context {
         }
     }
 
+    /// Whether a command of SSL_CTX_ctrl(3) is not libssl's to answer in an SSL_CTX of ours: the mode, the size, and what
+    /// libssl counts otherwise.
+    pub fn answers(command: u32) -> bool {
+        matches!(
+            command,
+            SSL_CTRL_SESS_NUMBER
+                | SSL_CTRL_SESS_CB_HIT
+                | SSL_CTRL_SESS_MISSES
+                | SSL_CTRL_SESS_CACHE_FULL
+                | SSL_CTRL_SET_SESS_CACHE_SIZE
+                | SSL_CTRL_GET_SESS_CACHE_SIZE
+                | SSL_CTRL_SET_SESS_CACHE_MODE
+                | SSL_CTRL_GET_SESS_CACHE_MODE
+        )
+    }
+
+    /// Whether libssl's own counter is wrong in an SSL_CTX that was handed back.
+    pub fn corrects(command: u32) -> bool {
+        UNLIKE.contains(&command)
+    }
+
     /// What to add to the value of libssl's own counter, after the SSL_CTX was handed back.
     pub fn correction(&self, command: u32) -> c_long {
         let place = UNLIKE.iter().position(|&unlike| unlike == command);
-        place.map_or(0, |place| self.corrections[place].load(Relaxed))
+        place.map_or(0, |place| self.rest().corrections[place].load(Relaxed))
     }
 }
 
@@ -754,6 +789,7 @@ impl Context {
 impl Context {
     /// Whether `session` is cached now and was not before (ADD1 to ADD4).
     pub fn add(&self, session: &Session) -> bool {
+        self.counters.fetch();
         if self.is_documented() {
             if session.id().is_empty() {
                 return false;
@@ -777,7 +813,7 @@ impl Context {
 
     /// A session that the program adds to a cache that others use. It is for this SSL_CTX, unless its handshake tells more.
     fn tagged(&self, session: &Session) -> Session {
-        let (key, own) = (session.key(), self.service.own());
+        let (key, own) = (session.key(), self.rest().service.own());
         if let Some(last) = Negotiated::last().filter(|last| last.by == own && last.key == key) {
             return session.with_chain(last.chain).with_tag(last.tag);
         }
@@ -795,6 +831,7 @@ impl Context {
         if session.id().is_empty() || self.spares() && libssl::unclean::is_in_libssl(caller) {
             return false;
         }
+        self.counters.fetch();
         // Marking and taking out are one stay inside the gate where nothing of it waits.
         let inside = (!self.caches.is_shared()).then(gate::enter);
         match self.ctx() {
@@ -847,9 +884,8 @@ impl Context {
         if self.ctx().is_some_and(|ctx| ctx.redeem(session)) {
             return Some(None);
         }
-        let key = session.key();
-        let of_client = self.any_clients().and_then(|clients| clients.take(&key));
-        let Some(cached) = of_client.or_else(|| self.cache().take(&key)) else {
+        let of_client = self.any_clients().and_then(|clients| clients.take_like(session));
+        let Some(cached) = of_client.or_else(|| self.cache().take_like(session)) else {
             self.count(Count::Condemned);
             return None;
         };
@@ -889,7 +925,7 @@ impl Context {
         let changes = self.any_clients().map_or_else(|| self.caches.current().changes(), |_| None);
         if changes.is_some() {
             let _inside = gate::enter();
-            let picture = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+            let picture = self.rest().table.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(sessions) = picture.sessions.as_ref().filter(|_| picture.taken == changes) {
                 return pointer(sessions);
             }
@@ -904,7 +940,7 @@ impl Context {
 
     fn exchange_table(&self, table: Picture) -> Picture {
         let _inside = gate::enter();
-        std::mem::replace(&mut *self.table.lock().unwrap_or_else(PoisonError::into_inner), table)
+        std::mem::replace(&mut *self.rest().table.lock().unwrap_or_else(PoisonError::into_inner), table)
     }
 
     /// Whether an id is taken in the internal cache (ID1).
@@ -956,8 +992,8 @@ impl Context {
         self.closed.store(true, Relaxed);
         clear();
         drop(self.exchange_table(Picture::default()));
-        self.spent.clear();
-        self.service.end();
+        self.rest().spent.clear();
+        self.rest().service.end();
         self.counters.end();
         if let Some(ctx) = self.ctx() {
             registry::leave(ctx.as_ptr());
@@ -977,10 +1013,10 @@ impl Context {
 
 /// Judges a session anew wherever it is cached: its time or timeout was changed (FLUSH2).
 pub fn expiry_changed(session: &Session) {
-    for owner in cache::memory::owners(session) {
-        if let Some(context) = registry::by_number(owner) {
+    if let Some((hash, owners)) = cache::memory::owners(session) {
+        for context in owners.into_iter().filter_map(registry::by_number) {
             // Not through `cache`: the SSL_CTX may be ending in another thread.
-            context.caches.memory().expiry_changed(session);
+            context.caches.memory().judge_anew(session, hash);
         }
     }
     if caches::any_elsewhere() {
@@ -1047,7 +1083,7 @@ impl Context {
         }
         // One that comes from the program, which knows how its connection was told to be: it is for this SSL_CTX.
         let is_bare = role == Role::Server && session.tag() == [0; 2] && self.caches.is_shared();
-        let session = if is_bare { session.with_tag(added_tag(self.service.own())) } else { session };
+        let session = if is_bare { session.with_tag(added_tag(self.rest().service.own())) } else { session };
         if self.vouching.load(Relaxed) {
             is_just_issued(session.id()); // from now on it is not: where libssl is built -Bsymbolic, it never asked
         }
@@ -1111,7 +1147,7 @@ impl Context {
             return;
         }
         let inside = gate::enter();
-        let Some(mut sweep) = self.sweep.try_lock() else { return };
+        let Some(mut sweep) = self.rest().sweep.try_lock() else { return };
         sweep.waited += 1;
         if sweep.waited <= GRACE {
             return;
@@ -1164,7 +1200,7 @@ impl Context {
         }
         if shares {
             let chain = session.chain().cloned();
-            Negotiated { by: self.service.own(), key: session.key(), tag, chain }.note();
+            Negotiated { by: self.rest().service.own(), key: session.key(), tag, chain }.note();
         }
         let Some(keeps) = self.new_callback.call(connection, session) else { return false };
         // CB3. It is not marked and remove_cb is not called: programs that have just stored it as bytes return 0, and
@@ -1232,7 +1268,7 @@ impl Context {
                 return None;
             }
             // The external cache may have it too, and may have been asked for it in the meantime.
-            if self.is_documented() && self.get_callback.is_set() && !self.spent.spend(key, &session, now()) {
+            if self.is_documented() && self.get_callback.is_set() && !self.rest().spent.spend(key, &session, now()) {
                 self.count(Count::Replays);
                 self.departed(session, Count::Removed);
                 return None;
@@ -1276,7 +1312,7 @@ impl Context {
                 return false;
             }
             let switched = expected.and_then(|(_, switched)| switched).filter(|_| reverifies);
-            store = switched.and_then(|context| context.service.store());
+            store = switched.and_then(|context| context.rest().service.store());
         }
         !reverifies || connection.would_accept(session, store.as_ref())
     }
@@ -1284,8 +1320,8 @@ impl Context {
     /// Whether a session with `tag` is for a connection that expects `expected`.
     fn admits(&self, tag: Tag, expected: Option<Tag>) -> bool {
         expected == Some(tag)
-            || expected.is_some_and(|expected| kept_tag(expected, self.service.own()) == tag)
-            || added_tag(self.service.own()) == tag
+            || expected.is_some_and(|expected| kept_tag(expected, self.rest().service.own()) == tag)
+            || added_tag(self.rest().service.own()) == tag
     }
 
     fn lookup_external(&self, ctx: Ctx, connection: &Connection, key: &Key, once: bool) -> Option<Session> {
@@ -1311,7 +1347,7 @@ impl Context {
         let stores = !self.has_mode(SSL_SESS_CACHE_NO_INTERNAL_STORE);
         if once {
             // REPLAY1. Stock accepts a ticket as often as the program brings it, or never.
-            if self.is_documented() && !self.spent.spend(key, &session, now()) {
+            if self.is_documented() && !self.rest().spent.spend(key, &session, now()) {
                 self.count(Count::Replays);
                 return None;
             }

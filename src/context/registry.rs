@@ -7,6 +7,10 @@
 //!
 //! It is a hash table of chains. Who changes it holds a lock; who searches may meet a context that leaves one chain for
 //! another, follow it there, and miss what it is looking for: then `MOVED` has changed, and it searches again.
+//!
+//! A program with thousands of contexts finds little of them in the processor's caches, so a call reads few lines. Nodes lie
+//! side by side, a page of them after the other, and have only what most calls read. What is needed rarely is
+//! [`super::Rest`], allocated when a node is first used.
 
 use super::{counters::GROUPS, Context};
 use crate::gate;
@@ -25,10 +29,12 @@ const BUCKETS: usize = 1 << 15;
 /// The number of the first context in each chain, and one more; 0 for none.
 static BUCKET: [AtomicU32; BUCKETS] = [const { AtomicU32::new(0) }; BUCKETS];
 
-/// All contexts by their numbers.
-const CHUNK: usize = 1024;
-type Chunk = [OnceBox<Node>; CHUNK];
-static NODES: [OnceBox<Chunk>; 1024] = [const { OnceBox::new() }; 1024];
+/// All contexts by their numbers, a page of them together.
+const CHUNK: usize = 4096 / size_of::<Node>();
+const CHUNKS: usize = (1 << 20) / CHUNK;
+type Chunk = [Node; CHUNK];
+static NODES: [OnceBox<Chunk>; CHUNKS] = [const { OnceBox::new() }; CHUNKS];
+const _: () = assert!(CHUNK * size_of::<Node>() == 4096);
 /// How many there are.
 static MADE: AtomicU32 = AtomicU32::new(0);
 
@@ -43,27 +49,27 @@ const NONE: usize = 0;
 /// its address.
 const RETIRED: usize = 1;
 
-/// What most calls read lies side by side.
-#[repr(C, align(64))]
+#[repr(C, align(256))]
 struct Node {
     address: AtomicUsize,
-    /// Of the SSL_CTX that was handed back, as long as no other is known to have its address.
-    before: AtomicUsize,
     /// The number of the next one in the chain, and one more.
     next: AtomicU32,
     context: Context,
 }
 
-impl Node {
-    #[cold]
-    #[inline(never)]
-    fn new(number: u32) -> Box<Node> {
-        Box::new(Node {
-            address: AtomicUsize::new(NONE),
-            before: AtomicUsize::new(0),
-            next: AtomicU32::new(0),
-            context: Context::new(number),
-        })
+/// The nodes from a number on. They are made on the heap: some threads have little stack.
+#[cold]
+#[inline(never)]
+fn chunk(first: u32) -> Box<Chunk> {
+    let make = |number| Node {
+        address: AtomicUsize::new(NONE),
+        next: AtomicU32::new(0),
+        context: Context::new(first + number as u32),
+    };
+    let nodes: Box<[Node]> = (0..CHUNK).map(make).collect();
+    match nodes.try_into() {
+        Ok(nodes) => nodes,
+        Err(_) => unreachable!("as many as were asked for"),
     }
 }
 
@@ -80,7 +86,7 @@ fn lock() -> Locked {
 
 #[inline]
 fn node(number: u32) -> Option<&'static Node> {
-    NODES.get(number as usize / CHUNK)?.get()?[number as usize % CHUNK].get()
+    Some(&NODES.get(number as usize / CHUNK)?.get()?[number as usize % CHUNK])
 }
 
 /// Neighbours on the heap go to different buckets.
@@ -123,7 +129,7 @@ pub fn retired(ctx: *mut SSL_CTX) -> Option<&'static Context> {
     if address == 0 {
         return None;
     }
-    search(address, |node| node.before.load(Acquire) == address).map(|node| &node.context)
+    search(address, |node| node.context.before.load(Acquire) == address).map(|node| &node.context)
 }
 
 /// Whether there has been a context in this process: mostly not, where a preload reaches everything.
@@ -166,7 +172,7 @@ impl Locked {
             if leaves(node) {
                 place.store(node.next.load(Relaxed), Release);
                 node.address.store(NONE, Release);
-                node.before.store(0, Release);
+                node.context.before.store(0, Release);
                 MOVED.fetch_add(1, AcqRel);
                 self.free.push(node.context.number);
             } else {
@@ -181,16 +187,9 @@ impl Locked {
             return Some(node);
         }
         let number = MADE.load(Relaxed);
-        let chunk = NODES.get(number as usize / CHUNK)?.get_or_init(|| {
-            let chunk: Box<[_]> = std::iter::repeat_with(OnceBox::new).take(CHUNK).collect();
-            match chunk.try_into() {
-                Ok(chunk) => chunk,
-                Err(_) => unreachable!("as many as were asked for"),
-            }
-        });
-        let node = chunk[number as usize % CHUNK].get_or_init(|| Node::new(number));
+        let nodes = NODES.get(number as usize / CHUNK)?.get_or_init(|| chunk(number - number % CHUNK as u32));
         MADE.store(number + 1, Release);
-        Some(node)
+        Some(&nodes[number as usize % CHUNK])
     }
 }
 
@@ -203,7 +202,7 @@ pub fn enter(ctx: *mut SSL_CTX, prepare: impl FnOnce(&'static Context) -> bool) 
     }
     let address = ctx as usize;
     let mut locked = lock();
-    locked.unlink(address, |node| node.before.load(Relaxed) == address);
+    locked.unlink(address, |node| node.context.before.load(Relaxed) == address);
     let node = locked.take()?;
     drop(locked);
     let mut entering = Entering { node, address: NONE };
@@ -243,7 +242,7 @@ pub fn retire(ctx: *mut SSL_CTX) -> bool {
     let _locked = lock();
     let retires = node.address.compare_exchange(address, RETIRED, AcqRel, Relaxed).is_ok();
     if retires {
-        node.before.store(address, Release);
+        node.context.before.store(address, Release);
     }
     retires
 }

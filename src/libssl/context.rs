@@ -162,8 +162,7 @@ impl Ctx {
     }
 
     fn control(self, command: u32, number: c_long) -> c_long {
-        let _inside = Inside::enter(self);
-        // SAFETY: the context is alive; these commands take a number only.
+        // SAFETY: the context is alive; these commands set or read a number and call nothing.
         unsafe { (table().SSL_CTX_ctrl)(self.as_ptr(), command as c_int, number, null_mut()) }
     }
 
@@ -304,8 +303,8 @@ impl Ctx {
 
     /// Whether libssl asks for the removal that `claim` waits for.
     pub fn is_claimed(self, session: &Session) -> bool {
-        let claim = CLAIMED.get();
-        ANY_CLAIMED.load(Relaxed) > 0 && (claim.ctx, claim.session) == (self.as_ptr(), session.as_ptr())
+        let is_claim = |claim: Claim| (claim.ctx, claim.session) == (self.as_ptr(), session.as_ptr());
+        ANY_CLAIMED.load(Relaxed) > 0 && is_claim(CLAIMED.get())
     }
 
     /// The same, and uses the claim up.

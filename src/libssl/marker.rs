@@ -68,7 +68,8 @@ pub fn mark(session: &Session) {
     let mut round = 0;
     loop {
         let made = MADE.load(Acquire).min(MARKERS);
-        let (before, from) = MARKER[..made].split_at(mine.checked_rem(made).unwrap_or(0));
+        let first = if mine < made { mine } else { mine.checked_rem(made).unwrap_or(0) };
+        let (before, from) = MARKER[..made].split_at(first);
         let inside = gate::enter();
         if from.iter().chain(before).any(|marker| marker.mark(session)) {
             return;

@@ -14,10 +14,15 @@ pub fn now() -> Seconds {
     unsafe { libc::time(null_mut()) }
 }
 
-/// One counted reference to a session, and what its client showed beside its certificate, where that is known: libssl
-/// writes a session without it.
+/// One counted reference to a session, and what is known of it beside that, which is mostly nothing.
 pub struct Session {
     object: NonNull<SSL_SESSION>,
+    more: Option<Box<More>>,
+}
+
+#[derive(Clone, Default)]
+struct More {
+    /// What its client showed beside its certificate: libssl writes a session without it.
     chain: Option<Chain>,
     /// See [`super::Deviation::tag`].
     tag: [u64; 2],
@@ -45,7 +50,7 @@ impl Session {
     /// # Safety
     /// `session` is NULL or a session of which the caller owns a reference and gives it away.
     pub unsafe fn from_owned(session: *mut SSL_SESSION) -> Option<Session> {
-        Some(Session { object: NonNull::new(session)?, chain: None, tag: [0; 2] })
+        Some(Session { object: NonNull::new(session)?, more: None })
     }
 
     /// Borrows for as long as the caller's reference lasts; `None` for NULL.
@@ -53,8 +58,8 @@ impl Session {
     /// # Safety
     /// `session` is NULL or a session that stays alive as long as the result.
     pub unsafe fn borrow(session: *mut SSL_SESSION) -> Option<Borrowed> {
-        // The chain is none, so nothing is left undropped.
-        Some(Borrowed(ManuallyDrop::new(Session { object: NonNull::new(session)?, chain: None, tag: [0; 2] })))
+        // There is no more than the object, so nothing is left undropped.
+        Some(Borrowed(ManuallyDrop::new(Session { object: NonNull::new(session)?, more: None })))
     }
 
     /// A new, empty session that can be found under `key`.
@@ -94,36 +99,38 @@ impl Session {
 
     /// Gives the reference away as a raw pointer.
     pub fn into_ptr(mut self) -> *mut SSL_SESSION {
-        self.chain = None;
+        self.more = None;
         ManuallyDrop::new(self).as_ptr()
     }
 
     /// The object, for a call that does not keep it.
+    #[inline]
     pub fn as_ptr(&self) -> *mut SSL_SESSION {
         self.object.as_ptr()
     }
 
     pub fn chain(&self) -> Option<&Chain> {
-        self.chain.as_ref()
+        self.more.as_ref()?.chain.as_ref()
     }
 
     /// One more reference, with this chain.
     pub fn with_chain(&self, chain: Option<Chain>) -> Session {
-        let mut session = self.clone();
-        session.chain = chain;
-        session
+        self.clone().holding(chain, self.tag())
     }
 
     /// What connections must have been told to resume it.
     pub fn tag(&self) -> [u64; 2] {
-        self.tag
+        self.more.as_ref().map_or([0; 2], |more| more.tag)
     }
 
     /// One more reference, with this tag.
     pub fn with_tag(&self, tag: [u64; 2]) -> Session {
-        let mut session = self.clone();
-        session.tag = tag;
-        session
+        self.clone().holding(self.chain().cloned(), tag)
+    }
+
+    fn holding(mut self, chain: Option<Chain>, tag: [u64; 2]) -> Session {
+        self.more = (chain.is_some() || tag != [0; 2]).then(|| Box::new(More { chain, tag }));
+        self
     }
 
     /// Whether both have the same secret.
@@ -138,6 +145,7 @@ impl Session {
         secret(self) == secret(other)
     }
 
+    #[inline]
     pub fn id(&self) -> &[u8] {
         let mut length = 0;
         // SAFETY: the session is alive; libssl's id has `length` bytes (at most 32) in the object itself.
@@ -150,6 +158,7 @@ impl Session {
         }
     }
 
+    #[inline]
     pub fn version(&self) -> i32 {
         // SAFETY: the session is alive.
         unsafe { (table().SSL_SESSION_get_protocol_version)(self.as_ptr()) }
@@ -254,7 +263,7 @@ impl Session {
     pub fn unmarked_copy(&self) -> Option<Session> {
         let mut der = Vec::new();
         let copy = (!self.is_judged() && self.write_der(&mut der)).then(|| Session::read_der(&der))??;
-        Some(copy.with_chain(self.chain.clone()).with_tag(self.tag))
+        Some(copy.holding(self.chain().cloned(), self.tag()))
     }
 
     /// Whether the program has noted something (ex_data) on a session whose peer showed a certificate. It may be all that
@@ -324,8 +333,8 @@ impl Session {
 impl cache::Portable for Session {
     fn write(&self, out: &mut Vec<u8>) -> bool {
         out.push(if self.is_resumable() { PLAIN } else { MARKED });
-        self.tag.iter().for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
-        let chain = self.chain.as_ref();
+        self.tag().iter().for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
+        let chain = self.chain();
         out.extend_from_slice(&chain.map_or(UNKNOWN, |chain| chain.len() as u32).to_le_bytes());
         out.extend_from_slice(chain.map_or(&[], |chain| chain));
         !self.is_judged() && !self.has_raw_key() && self.write_der(out)
@@ -345,7 +354,7 @@ impl cache::Portable for Session {
             _ => return None,
         }
         let chain = length.filter(|_| session.has_peer()).map(|_| Arc::new(chain.to_vec()));
-        let session = session.with_chain(chain).with_tag([word(0), word(1)]);
+        let session = session.holding(chain, [word(0), word(1)]);
         session.keep_chain();
         Some(session)
     }
@@ -355,7 +364,7 @@ impl Clone for Session {
     fn clone(&self) -> Session {
         // SAFETY: the session is alive, and the new reference is what the result owns.
         unsafe { (table().SSL_SESSION_up_ref)(self.as_ptr()) };
-        Session { object: self.object, chain: self.chain.clone(), tag: self.tag }
+        Session { object: self.object, more: self.more.clone() }
     }
 }
 
@@ -371,6 +380,7 @@ impl cache::Session for Session {
         Key::new(self.version(), self.id()).unwrap_or_default()
     }
 
+    #[inline]
     fn expiry(&self) -> Seconds {
         // From 3.3 on libssl counts nanoseconds in 64 bits, and what is beyond them never comes.
         const END_OF_TIME: Seconds = (u64::MAX / 1_000_000_000) as Seconds;
@@ -384,6 +394,7 @@ impl cache::Session for Session {
         }
     }
 
+    #[inline]
     fn same(&self, other: &Session) -> bool {
         self.object == other.object
     }

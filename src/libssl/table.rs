@@ -291,10 +291,17 @@ thread_local! {
 
 /// The real functions of the libssl that is served. Where none is in use yet, the first call looks for one; where a
 /// libssl comes into the process later, the next call looks again.
+#[inline]
 pub fn table() -> &'static Table {
-    if let Some(library) = FIRST.get() {
-        return &library.table;
+    match FIRST.get() {
+        Some(library) => &library.table,
+        None => find_table(),
     }
+}
+
+#[cold]
+#[inline(never)]
+fn find_table() -> &'static Table {
     match next_libssl() {
         Some(function) => {
             register(function).map_or_else(nothing, |_| FIRST.get().map_or_else(nothing, |first| &first.table))

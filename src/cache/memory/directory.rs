@@ -2,120 +2,107 @@
 //! one cache and with thousands.
 //!
 //! The first cache that has sessions is always asked itself, and its sessions are not listed: most programs have no other.
-//! What the others have is listed here, by the hash of the key and the number of the cache's owner. A list says that a cache
-//! may have the session, and never that it has none while it has: it is changed under the lock of the session's shard.
+//! What the others have is listed here, a word for each session: most bits of the hash of its key, and the number of the
+//! cache's owner. The list says that a cache may have the session, and never that it has none while it has: it is changed
+//! under the lock of the session's shard.
+//!
+//! The words lie in tables without locks. In each table a hash has one line of the processor's cache, in which its word may
+//! be anywhere. A table is never given up: when a line is full in all of them, another table of twice the size comes. New
+//! words go to the largest table that has a place for them.
 
-use crate::gate;
-use once_cell::race::OnceBox;
 use smallvec::SmallVec;
-use std::collections::hash_map::{Entry, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::atomic::{AtomicU32, Ordering::AcqRel, Ordering::Acquire};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{
+    AtomicU32, AtomicU64,
+    Ordering::{AcqRel, Acquire, Relaxed},
+};
+use std::sync::OnceLock;
 
-const LISTS: usize = 64;
+/// How many lines the first table has, and how many tables there can be: for all sessions that memory can hold.
+const FIRST_LINES: usize = 256;
+const TABLES: usize = 24;
+/// The owner's number and one more, in the lower bits of a word. An empty word is 0.
+const OWNER_BITS: u32 = 21;
 
 pub type Owners = SmallVec<[u32; 4]>;
 
 /// The owner of the first cache, and one more; 0 for none.
 static FIRST: AtomicU32 = AtomicU32::new(0);
-static LISTED: OnceBox<[List; LISTS]> = OnceBox::new();
+/// The first ones are there.
+static LISTED: [OnceLock<Box<[Line]>>; TABLES] = [const { OnceLock::new() }; TABLES];
 
 #[derive(Default)]
 #[repr(align(64))]
-struct List(Mutex<Entries>);
-
-#[derive(Default)]
-struct Entries {
-    owner: HashMap<u64, u32, BuildHasherDefault<Hashed>>,
-    /// Where another owner has the key, too.
-    more: HashMap<u64, Vec<u32>, BuildHasherDefault<Hashed>>,
-}
-
-/// The keys are hashes.
-#[derive(Default)]
-struct Hashed(u64);
-
-impl Hasher for Hashed {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, _: &[u8]) {}
-
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
-}
+struct Line([AtomicU64; 8]);
 
 /// A cache is going to have its first session: whether its sessions are to be listed.
 pub fn enroll(owner: u32) -> bool {
-    if FIRST.compare_exchange(0, owner + 1, AcqRel, Acquire).is_ok() {
+    FIRST.compare_exchange(0, owner + 1, AcqRel, Acquire).is_err()
+}
+
+fn word(hash: u64, owner: u32) -> u64 {
+    hash >> OWNER_BITS << OWNER_BITS | u64::from(owner + 1)
+}
+
+/// The line of a hash in each table, the largest table first.
+fn lines(hash: u64) -> impl Iterator<Item = &'static Line> {
+    let there = LISTED.iter().take_while(|table| table.get().is_some()).count();
+    LISTED[..there].iter().rev().filter_map(OnceLock::get).map(move |table| &table[hash as usize & (table.len() - 1)])
+}
+
+/// See [`super::shard::Shard::fetch`].
+pub fn fetch(hash: u64) {
+    if let Some(line) = lines(hash).next() {
+        line.0[0].load(Relaxed);
+    }
+}
+
+/// Makes one more table. Whether there is memory for it; another thread may have made it.
+#[cold]
+#[inline(never)]
+fn grow() -> bool {
+    let Some((at, place)) = LISTED.iter().enumerate().find(|(_, table)| table.get().is_none()) else { return false };
+    let mut lines = Vec::new();
+    if lines.try_reserve_exact(FIRST_LINES << at).is_err() {
         return false;
     }
-    LISTED.get_or_init(|| {
-        // On the heap from the first: some threads have little stack.
-        let lists: Box<[List]> = std::iter::repeat_with(List::default).take(LISTS).collect();
-        match lists.try_into() {
-            Ok(lists) => lists,
-            Err(_) => unreachable!("as many as were asked for"),
-        }
-    });
+    lines.resize_with(FIRST_LINES << at, Line::default);
+    let _ = place.set(lines.into_boxed_slice());
     true
 }
 
-fn list(hash: u64) -> Option<MutexGuard<'static, Entries>> {
-    let list = LISTED.get()?.get((hash >> 40) as usize % LISTS)?;
-    Some(list.0.lock().unwrap_or_else(PoisonError::into_inner))
-}
-
-/// A session with this hash comes to a cache. Inside the gate.
-pub fn add(hash: u64, owner: u32) {
-    let Some(mut entries) = list(hash) else { return };
-    let Entries { owner: first, more } = &mut *entries;
-    match first.entry(hash) {
-        Entry::Vacant(free) => {
-            free.insert(owner);
+/// A session with this hash comes to a cache. Whether there is memory to list it.
+pub fn add(hash: u64, owner: u32) -> bool {
+    let new = word(hash, owner);
+    loop {
+        let words = lines(hash).flat_map(|line| &line.0);
+        let mut free = words.filter(|word| word.load(Relaxed) == 0);
+        if free.any(|word| word.compare_exchange(0, new, AcqRel, Relaxed).is_ok()) {
+            return true;
         }
-        Entry::Occupied(_) => more.entry(hash).or_default().push(owner),
+        if !grow() {
+            return false;
+        }
     }
 }
 
-/// One leaves it. Inside the gate.
+/// One leaves it.
 pub fn remove(hash: u64, owner: u32) {
-    let Some(mut entries) = list(hash) else { return };
-    let Entries { owner: first, more } = &mut *entries;
-    let Some(others) = more.get_mut(&hash) else {
-        first.remove(&hash);
-        return;
-    };
-    match others.iter().position(|&other| other == owner) {
-        Some(at) => {
-            others.swap_remove(at);
-        }
-        None => {
-            if let Some(other) = others.pop() {
-                first.insert(hash, other);
-            }
-        }
-    }
-    if others.is_empty() {
-        more.remove(&hash);
-    }
+    let old = word(hash, owner);
+    let words = lines(hash).flat_map(|line| &line.0);
+    let mut found = words.filter(|word| word.load(Relaxed) == old);
+    found.any(|word| word.compare_exchange(old, 0, AcqRel, Relaxed).is_ok());
 }
 
-/// Whose caches may have a session with the hash that is asked for, if any cache has had a session.
-pub fn owners(hash: impl FnOnce() -> u64) -> Owners {
-    let mut owners = Owners::new();
-    let Some(first) = FIRST.load(Acquire).checked_sub(1) else { return owners };
-    owners.push(first);
-    if LISTED.get().is_some() {
-        let hash = hash();
-        let _inside = gate::enter();
-        if let Some(entries) = list(hash) {
-            owners.extend(entries.owner.get(&hash).copied());
-            owners.extend(entries.more.get(&hash).into_iter().flatten().copied());
-        }
-    }
-    owners
+/// Whether any cache has had a session.
+pub fn is_used() -> bool {
+    FIRST.load(Relaxed) != 0
+}
+
+/// Whose caches may have a session with this hash.
+pub fn owners(hash: u64) -> Owners {
+    let first = FIRST.load(Acquire).checked_sub(1);
+    let listed = lines(hash).flat_map(|line| &line.0).map(|word| word.load(Acquire));
+    let listed = listed.filter(|&word| word != 0 && (word ^ hash) >> OWNER_BITS == 0);
+    let owner = |word: u64| (word & ((1 << OWNER_BITS) - 1)) as u32 - 1;
+    first.into_iter().chain(listed.map(owner)).collect()
 }

@@ -4,7 +4,7 @@
 //! rising expiry times and then stay at the bottom, where adding and removing cost one comparison.
 
 use super::super::Seconds;
-use std::collections::TryReserveError;
+use super::few::{make_room, Few};
 
 const CHILDREN: usize = 4;
 
@@ -30,7 +30,7 @@ struct Node {
 
 #[derive(Default)]
 pub struct Heap {
-    nodes: Vec<Node>,
+    nodes: Few<Node>,
 }
 
 impl Heap {
@@ -42,9 +42,14 @@ impl Heap {
         self.nodes[place as usize].turn
     }
 
-    /// Makes room for so many more, so that `push` cannot fail.
-    pub fn try_reserve(&mut self, more: usize) -> Result<(), TryReserveError> {
-        self.nodes.try_reserve(more)
+    /// Makes room for one more, so that `push` cannot fail. Whether there is memory for it.
+    pub fn make_room(&mut self) -> bool {
+        make_room(&mut self.nodes)
+    }
+
+    /// The same for as many as `count` altogether.
+    pub fn make_room_for(&mut self, count: usize) -> bool {
+        self.nodes.try_reserve(count.saturating_sub(self.nodes.len())).is_ok()
     }
 
     /// `moved(slot, place)` is told every place that changed.

@@ -4,26 +4,28 @@
 //! to, and makes it even again; a reader whose version was odd, or is another one afterwards, has read nothing and
 //! tries again. So a lookup writes no memory that other processors read, which is what lets lookups scale.
 //!
-//! Cells are probed one after the other from a key's home. A cell holds eight bits of the hash, so that a key is rarely read
-//! in vain, and the slot. When the table has grown, the smaller ones stay allocated: a late reader may still be
-//! there, and together they are no larger than the one in use.
+//! A key is known by its hash, all 64 bits of it: two keys have the same one with a probability of 2^-64, whoever chose them
+//! (see [`super::keyed`]). Who holds the lock compares the keys themselves, too.
+//!
+//! Cells are probed one after the other from a key's home. A cell holds eight bits of the hash, so that a slot is rarely read
+//! in vain, and the slot. The first cells and hashes lie in the index itself: a cache of few sessions is one piece of memory.
+//! When the table has grown, the smaller ones stay allocated: a late reader may still be there, and together they are no
+//! larger than the one in use.
 
 use super::sync::atomic::{
-    fence, AtomicU32, AtomicU64, AtomicUsize,
+    fence, AtomicU32, AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
 };
-use super::sync::{spin_loop, OnceLock};
+use super::sync::{spin_loop, OnceBox, OnceLock};
 use std::array::from_fn;
 use std::iter::repeat_with;
 
-/// A key and, in the upper 24 bits of the last word, where its home is.
-pub type Words = [u64; 5];
-const HOME_SHIFT: u32 = 40;
-
 type Cells = Box<[AtomicU32]>;
-type Keys = Box<[[AtomicU64; 5]]>;
+type Hashes = Box<[AtomicU64]>;
 
 const FIRST_CELLS: usize = if cfg!(loom) { 4 } else { 16 };
+/// As many as the first cells are for.
+const FIRST_HASHES: usize = if cfg!(loom) { 2 } else { 12 };
 const LEVELS: usize = if cfg!(loom) { 3 } else { 20 };
 /// How often a lookup that writers disturb is made again before it takes the lock.
 const ATTEMPTS: usize = if cfg!(loom) { 1 } else { 8 };
@@ -37,23 +39,30 @@ const FIRST_CHUNK: usize = if cfg!(loom) { 1 } else { 8 };
 /// How large an index may become.
 #[derive(Clone, Copy)]
 pub struct Size {
-    levels: usize,
-    groups: usize,
+    levels: u8,
+    groups: u8,
 }
 
 impl Size {
-    pub const FULL: Size = Size { levels: LEVELS, groups: GROUPS };
-    /// For some two hundred keys: it takes a few hundred bytes itself.
-    pub const SMALL: Size =
-        Size { levels: if cfg!(loom) { LEVELS } else { 6 }, groups: if cfg!(loom) { GROUPS } else { 3 } };
+    pub const FULL: Size = Size { levels: LEVELS as u8, groups: GROUPS as u8 };
+    /// For some two hundred keys.
+    pub const SMALL: Size = if cfg!(loom) { Size::FULL } else { Size { levels: 5, groups: 3 } };
 }
 
 pub struct Index {
     version: AtomicU32,
-    /// Which of `levels` is in use.
-    level: AtomicUsize,
+    /// Which cells are in use: 0 for the first, 1 for the first of `More`, and so on.
+    level: AtomicU32,
+    size: Size,
+    cells: [AtomicU32; FIRST_CELLS],
+    hashes: [AtomicU64; FIRST_HASHES],
+    more: OnceBox<More>,
+}
+
+/// What more keys need.
+struct More {
     levels: Box<[OnceLock<Cells>]>,
-    keys: Box<[OnceLock<Keys>]>,
+    hashes: Box<[OnceLock<Hashes>]>,
 }
 
 /// A key that is there: in the cell at `place`, for `slot`. Good while the lock is held.
@@ -61,22 +70,6 @@ pub struct Index {
 pub struct Found {
     place: usize,
     pub slot: u32,
-}
-
-/// The words of a key that hashes to `hash`, as the index keeps them.
-pub fn words(mut words: Words, hash: u64) -> Words {
-    words[4] |= hash << HOME_SHIFT;
-    words
-}
-
-/// The words of a key as they were before.
-pub fn without_home(mut words: Words) -> Words {
-    words[4] &= (1 << HOME_SHIFT) - 1;
-    words
-}
-
-fn home(words: &Words) -> usize {
-    (words[4] >> HOME_SHIFT) as usize
 }
 
 /// Of the bits that tell neither the shard nor the home.
@@ -92,10 +85,10 @@ fn slot(cell: u32) -> u32 {
     (cell & ((1 << SLOT_BITS) - 1)) - 1
 }
 
-/// Which chunk a slot is in, and its place there.
-fn chunk(slot: u32) -> (usize, usize) {
+/// Which chunk a hash is in that is not among the first, and its place there.
+fn chunk(hash: usize) -> (usize, usize) {
     const FIRST: usize = FIRST_CHUNK * 4;
-    let place = slot as usize + FIRST;
+    let place = hash + FIRST;
     let group = (place.ilog2() - FIRST.ilog2()) as usize;
     let size = FIRST_CHUNK.ilog2() as usize + group;
     (group * 4 + (place >> size) % 4, place & ((1 << size) - 1))
@@ -113,32 +106,52 @@ impl Index {
     pub fn new(size: Size) -> Index {
         Index {
             version: AtomicU32::new(0),
-            level: AtomicUsize::new(0),
-            levels: repeat_with(OnceLock::new).take(size.levels).collect(),
-            keys: repeat_with(OnceLock::new).take(size.groups * 4).collect(),
+            level: AtomicU32::new(0),
+            size,
+            cells: from_fn(|_| AtomicU32::new(EMPTY)),
+            hashes: from_fn(|_| AtomicU64::new(0)),
+            more: OnceBox::new(),
         }
     }
 
-    /// The words of the key of a slot that has one. Good while the lock is held.
-    pub fn words(&self, slot: u32) -> Option<Words> {
-        Some(self.key(slot)?.each_ref().map(|word| word.load(Relaxed)))
+    /// See [`super::shard::Shard::fetch`].
+    #[inline]
+    pub fn fetch(&self, hash: u64) {
+        self.version.load(Relaxed);
+        self.cells[hash as usize % FIRST_CELLS].load(Relaxed);
+        self.hashes[FIRST_HASHES / 2].load(Relaxed);
     }
 
+    /// The hash of the key of a slot that has one. Good while the lock is held.
+    pub fn hash(&self, slot: u32) -> Option<u64> {
+        Some(self.place(slot)?.load(Relaxed))
+    }
+
+    #[inline]
     fn cells(&self) -> &[AtomicU32] {
-        self.levels[self.level.load(Relaxed)].get().map_or(&[], |cells| cells)
+        match self.level.load(Relaxed) as usize {
+            0 => &self.cells,
+            level => self.more.get().and_then(|more| more.levels.get(level - 1)?.get()).map_or(&[], |cells| cells),
+        }
     }
 
-    fn key(&self, slot: u32) -> Option<&[AtomicU64; 5]> {
-        let (chunk, place) = chunk(slot);
-        self.keys.get(chunk)?.get()?.get(place)
+    /// Where the hash of a slot is.
+    #[inline]
+    fn place(&self, slot: u32) -> Option<&AtomicU64> {
+        let slot = slot as usize;
+        if slot < FIRST_HASHES {
+            return self.hashes.get(slot);
+        }
+        let (chunk, place) = chunk(slot - FIRST_HASHES);
+        self.more.get()?.hashes.get(chunk)?.get()?.get(place)
     }
 
     /// Without the lock: whether a key is there. `None` when writers were in the way all the time.
-    pub fn contains(&self, words: &Words, hash: u64) -> Option<bool> {
+    pub fn contains(&self, hash: u64) -> Option<bool> {
         for _ in 0..ATTEMPTS {
             let version = self.version.load(Acquire);
             if version.is_multiple_of(2) {
-                let found = self.find(words, hash).is_some();
+                let found = self.find(hash, |_| true).is_some();
                 fence(Acquire);
                 if self.version.load(Relaxed) == version {
                     return Some(found);
@@ -149,11 +162,13 @@ impl Index {
         None
     }
 
-    /// Where a key is. Without the lock the answer may be wrong, but comes.
-    pub fn find(&self, words: &Words, hash: u64) -> Option<Found> {
+    /// Where the key with a hash is of which `is_meant` says that it is in its slot. Without the lock the answer may be wrong,
+    /// but comes.
+    #[inline]
+    pub fn find(&self, hash: u64, is_meant: impl Fn(u32) -> bool) -> Option<Found> {
         let cells = self.cells();
         let mask = cells.len().wrapping_sub(1);
-        let mut place = home(words) & mask;
+        let mut place = hash as usize & mask;
         for _ in 0..cells.len() {
             let found = cells[place].load(Relaxed);
             if found == EMPTY {
@@ -161,10 +176,7 @@ impl Index {
             }
             if found >> SLOT_BITS == tag(hash) {
                 let slot = slot(found);
-                let same = |key: &[AtomicU64; 5]| {
-                    (0..5).fold(0, |differs, word| differs | (key[word].load(Relaxed) ^ words[word])) == 0
-                };
-                if self.key(slot).is_some_and(same) {
+                if self.hash(slot) == Some(hash) && is_meant(slot) {
                     return Some(Found { place, slot });
                 }
             }
@@ -182,23 +194,38 @@ impl Index {
         result
     }
 
+    fn more(&self) -> &More {
+        self.more.get_or_init(|| {
+            Box::new(More {
+                levels: repeat_with(OnceLock::new).take(self.size.levels.into()).collect(),
+                hashes: repeat_with(OnceLock::new).take(usize::from(self.size.groups) * 4).collect(),
+            })
+        })
+    }
+
     /// Makes room for one more key, which will be in `slot`, when `count` are there. Whether there is memory for it.
     pub fn reserve(&self, slot: u32, count: usize) -> bool {
-        let (chunk, _) = chunk(slot);
-        let Some(keys) = self.keys.get(chunk) else { return false };
-        if keys.get().is_none() {
-            let Some(new) = allocate(FIRST_CHUNK << (chunk / 4), || from_fn(|_| AtomicU64::new(0))) else {
-                return false;
-            };
-            let _ = keys.set(new);
+        if slot as usize >= FIRST_HASHES && !self.reserve_hash(slot as usize - FIRST_HASHES) {
+            return false;
         }
         (count + 1) * 4 <= self.cells().len() * 3 || self.grow()
     }
 
+    fn reserve_hash(&self, hash: usize) -> bool {
+        let (chunk, _) = chunk(hash);
+        let Some(hashes) = self.more().hashes.get(chunk) else { return false };
+        if hashes.get().is_none() {
+            let Some(new) = allocate(FIRST_CHUNK << (chunk / 4), || AtomicU64::new(0)) else { return false };
+            let _ = hashes.set(new);
+        }
+        true
+    }
+
+    #[cold]
     fn grow(&self) -> bool {
         let old = self.cells();
-        let level = if old.is_empty() { 0 } else { self.level.load(Relaxed) + 1 };
-        let Some(place) = self.levels.get(level) else { return false };
+        let level = self.level.load(Relaxed) as usize + 1;
+        let Some(place) = self.more().levels.get(level - 1) else { return false };
         if place.get().is_none() {
             let Some(new) = allocate(FIRST_CELLS << level, || AtomicU32::new(EMPTY)) else { return false };
             let _ = place.set(new);
@@ -209,7 +236,7 @@ impl Index {
             for cell in old.iter().map(|cell| cell.load(Relaxed)).filter(|&cell| cell != EMPTY) {
                 self.put(new, cell);
             }
-            self.level.store(level, Relaxed);
+            self.level.store(level as u32, Relaxed);
         });
         true
     }
@@ -225,14 +252,14 @@ impl Index {
     }
 
     fn home_of(&self, cell: u32) -> usize {
-        self.key(slot(cell)).map_or(0, |key| (key[4].load(Relaxed) >> HOME_SHIFT) as usize)
+        self.hash(slot(cell)).map_or(0, |hash| hash as usize)
     }
 
     /// After `reserve`.
-    pub fn insert(&self, words: &Words, hash: u64, slot: u32) {
+    pub fn insert(&self, hash: u64, slot: u32) {
         self.change(|| {
-            if let Some(key) = self.key(slot) {
-                key.iter().zip(words).for_each(|(word, new)| word.store(*new, Relaxed));
+            if let Some(place) = self.place(slot) {
+                place.store(hash, Relaxed);
             }
             self.put(self.cells(), cell(tag(hash), slot));
         });
@@ -263,14 +290,7 @@ impl Index {
 
     /// Where the key of a slot is.
     pub fn find_slot(&self, slot: u32) -> Option<Found> {
-        let cells = self.cells();
-        let mask = cells.len().wrapping_sub(1);
-        let home = (self.key(slot)?[4].load(Relaxed) >> HOME_SHIFT) as usize;
-        (0..cells.len())
-            .map(|step| (home + step) & mask)
-            .take_while(|&place| cells[place].load(Relaxed) != EMPTY)
-            .find(|&place| self::slot(cells[place].load(Relaxed)) == slot)
-            .map(|place| Found { place, slot })
+        self.find(self.hash(slot)?, |found| found == slot)
     }
 
     pub fn clear(&self) {

@@ -5,7 +5,6 @@
 //! probability of 2^-64, whoever chose them. A last multiplication spreads the bits over the whole word, as tables
 //! want them.
 
-use super::index::Words;
 use once_cell::race::OnceBox;
 use std::hash::{BuildHasher, RandomState};
 
@@ -22,7 +21,8 @@ impl Keyed {
     }
 
     /// Of the words of a key.
-    pub fn hash(&self, words: &Words) -> u64 {
+    #[inline]
+    pub fn hash(&self, words: &[u64; 5]) -> u64 {
         let k = &self.0;
         let [a, b, c, d, tail] = *words;
         let sum = product(a.wrapping_add(k[0]), b.wrapping_add(k[1]))

@@ -12,6 +12,7 @@
 //! [`Cache::set_limit`], which takes them in order, and the move to the large shards hold two of them.
 
 mod directory;
+mod few;
 mod heap;
 mod index;
 mod keyed;
@@ -24,10 +25,10 @@ mod sync;
 
 use super::{Cache, Collision, Departure, Eviction, Inserted, Key, Seconds, Session};
 use heap::Turn;
-use index::{Size, Words};
+use index::{Found, Size};
 use keyed::Keyed;
 use room::Shared;
-use shard::{Listed, Locked, Shard, Stored};
+use shard::{Locked, Shard, Stored};
 use smallvec::SmallVec;
 use std::sync::PoisonError;
 use sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering::Relaxed};
@@ -35,53 +36,56 @@ use sync::{enter, pause, Inside, Mutex, MutexGuard, OnceBox};
 
 const SHARDS: usize = if cfg!(loom) { 2 } else { 16 };
 /// How many sessions the small shard holds.
-const FEW: usize = 192;
+const FEW: u16 = 192;
 /// When a session expires that is to leave after all others.
 const LAST: Seconds = Seconds::MAX;
 
 pub struct Memory<S: Session> {
     /// Allocated by the first insertion: most contexts of most programs never cache anything.
-    small: OnceBox<Shard<S>>,
+    small: OnceBox<Small<S>>,
     /// From when the small one was full.
     shards: OnceBox<[Shard<S>; SHARDS]>,
-    few: usize,
-    /// Held while shards are allocated or the limit is set: who sees the shards sees that limit.
-    setting_up: Mutex<()>,
     keyed: &'static Keyed,
-    owner: Option<u32>,
     /// 0 for no limit, and then nobody keeps account of room.
     limit: AtomicUsize,
-    room: Shared,
+    /// No session has expired before this second has passed.
+    none_expires_by: AtomicI64,
+    /// Held while shards are allocated or the limit is set: who sees the shards sees that limit.
+    setting_up: Mutex<()>,
+    owner: Option<u32>,
+    /// How many sessions the small shard takes.
+    few: u16,
     /// Whether the oldest session is evicted, not the one that expires soonest.
     oldest_first: AtomicBool,
     /// Whether a session that is added again keeps its turn.
     keeps_turns: AtomicBool,
-    /// No session has expired before this second has passed.
-    none_expires_by: AtomicI64,
+}
+
+/// The small shard, and the room of all, which has the line to itself when the small shard is not used any more.
+struct Small<S> {
+    shard: Shard<S>,
+    room: Shared,
 }
 
 impl<S: Session> Memory<S> {
     /// An empty cache for up to `limit` sessions, 0 for no limit.
     pub fn new(limit: usize) -> Self {
-        let room = Shared::default();
-        room.set(limit, 0);
         Memory {
-            room,
             small: OnceBox::new(),
             shards: OnceBox::new(),
-            few: FEW,
-            setting_up: Mutex::default(),
             keyed: Keyed::of_process(),
-            owner: None,
             limit: AtomicUsize::new(limit),
+            none_expires_by: AtomicI64::new(Seconds::MIN),
+            setting_up: Mutex::default(),
+            owner: None,
+            few: FEW,
             oldest_first: AtomicBool::new(false),
             keeps_turns: AtomicBool::new(false),
-            none_expires_by: AtomicI64::new(Seconds::MIN),
         }
     }
 
     /// One whose small shard is full with `few` sessions: tests need not add hundreds to see what happens then.
-    pub fn growing_at(few: usize, limit: usize) -> Self {
+    pub fn growing_at(few: u16, limit: usize) -> Self {
         Memory { few: few.min(FEW), ..Memory::new(limit) }
     }
 
@@ -90,11 +94,26 @@ impl<S: Session> Memory<S> {
         Memory { owner: Some(owner), ..Memory::new(0) }
     }
 
-    /// A key as the index has it, and its hash.
-    fn find_by(&self, key: &Key) -> (Words, u64) {
-        let words = key.words();
-        let hash = self.keyed.hash(&words);
-        (index::words(words, hash), hash)
+    fn hash(&self, key: &Key) -> u64 {
+        self.keyed.hash(&key.words())
+    }
+
+    fn small(&self) -> Option<&Shard<S>> {
+        self.small.get().map(|small| &small.shard)
+    }
+
+    /// The room that all shards share. `None` before the first insertion.
+    fn room(&self) -> Option<&Shared> {
+        self.small.get().map(|small| &small.room)
+    }
+
+    /// See [`Shard::fetch`].
+    #[inline]
+    fn fetch(&self, hash: u64) {
+        let shard = self.shards.get().map(|shards| of_hash(shards, hash)).or_else(|| self.small());
+        if let Some(shard) = shard {
+            shard.fetch(hash);
+        }
     }
 
     /// The shard for a hash, locked. `None` before the first insertion.
@@ -104,7 +123,7 @@ impl<S: Session> Memory<S> {
             if let Some(shards) = self.shards.get() {
                 return Some(of_hash(shards, hash).lock());
             }
-            let locked = self.small.get()?.lock();
+            let locked = self.small()?.lock();
             // It may have been emptied before it was locked.
             if self.shards.get().is_none() {
                 return Some(locked);
@@ -112,13 +131,13 @@ impl<S: Session> Memory<S> {
         }
     }
 
-    /// Whether a key is there, without a lock.
-    fn has(&self, words: &Words, hash: u64) -> bool {
+    /// Whether a key with this hash is there, without a lock.
+    fn has(&self, hash: u64) -> bool {
         loop {
             if let Some(shards) = self.shards.get() {
-                return of_hash(shards, hash).contains(words, hash);
+                return of_hash(shards, hash).contains(hash);
             }
-            let found = self.small.get().is_some_and(|small| small.contains(words, hash));
+            let found = self.small().is_some_and(|small| small.contains(hash));
             // It may have moved before it was looked for.
             if found || self.shards.get().is_none() {
                 return found;
@@ -131,7 +150,7 @@ impl<S: Session> Memory<S> {
         (self.setting_up.lock().unwrap_or_else(PoisonError::into_inner), inside)
     }
 
-    fn make_shard(&self, size: Size, listed: Option<Listed>) -> Shard<S> {
+    fn make_shard(&self, size: Size, listed: Option<u32>) -> Shard<S> {
         let shard = Shard::new(size, listed);
         if self.oldest_first.load(Relaxed) {
             shard.lock().set_eviction(Eviction::Oldest);
@@ -144,8 +163,9 @@ impl<S: Session> Memory<S> {
         let _alone = self.set_up();
         self.small.get_or_init(|| {
             let listed = self.owner.filter(|&owner| directory::enroll(owner));
-            let listed = listed.map(|owner| Listed { owner, keyed: self.keyed });
-            Box::new(self.make_shard(Size::SMALL, listed))
+            let room = Shared::default();
+            room.set(self.limit.load(Relaxed), 0);
+            Box::new(Small { shard: self.make_shard(Size::SMALL, listed), room })
         });
     }
 
@@ -154,14 +174,14 @@ impl<S: Session> Memory<S> {
     #[inline(never)]
     fn grow(&self) -> bool {
         let alone = self.set_up();
-        let (Some(small), None) = (self.small.get(), self.shards.get()) else { return true };
+        let (Some(Small { shard: small, room }), None) = (self.small.get(), self.shards.get()) else { return true };
         // On the heap from the first: all of them are larger than the whole stack of some threads.
         let shards = std::iter::repeat_with(|| self.make_shard(Size::FULL, small.listed())).take(SHARDS);
         let Ok(shards) = <Box<[Shard<S>; SHARDS]>>::try_from(shards.collect::<Box<[_]>>()) else { return false };
         let mut locked = small.lock();
         let has_moved = locked.each().all(|(Turn { expiry, came }, arrived, session)| {
-            let (words, hash) = self.find_by(&session.key());
-            let moving = Stored { session: session.clone(), words, hash, expiry };
+            let hash = self.hash(&session.key());
+            let moving = Stored { session: session.clone(), hash, expiry };
             of_hash(&shards, hash).lock().insert_again(moving, came, arrived).is_ok()
         });
         // References are given back when nothing is locked any more.
@@ -171,7 +191,7 @@ impl<S: Session> Memory<S> {
             return false;
         }
         let _ = self.shards.set(shards);
-        self.room.give(small.room.take_all() as usize);
+        room.give(small.room.take_all() as usize);
         let moved: Vec<_> = locked.take_all().1.collect();
         drop(locked);
         drop(alone);
@@ -181,20 +201,20 @@ impl<S: Session> Memory<S> {
 
     /// The small one first: what moves while one goes through them is met twice rather than not at all.
     fn all(&self) -> impl Iterator<Item = &Shard<S>> {
-        self.small.get().into_iter().chain(std::iter::once_with(|| self.shards.get()).flatten().flatten())
+        self.small().into_iter().chain(std::iter::once_with(|| self.shards.get()).flatten().flatten())
     }
 
     /// Whether one more session may be inserted into `shard`, which is locked.
     fn reserve(&self, shard: &Shard<S>) -> bool {
         self.limit.load(Relaxed) == 0
             || shard.room.take()
-            || self.room.take(&shard.room, self.all().map(|shard| &shard.room))
+            || self.room().is_some_and(|room| room.take(&shard.room, self.all().map(|shard| &shard.room)))
     }
 
     /// After a session left `shard`, which is still locked, or was not inserted after all.
     fn release(&self, shard: &Shard<S>) {
-        if self.limit.load(Relaxed) != 0 {
-            shard.room.give(&self.room);
+        if let (Some(room), true) = (self.room(), self.limit.load(Relaxed) != 0) {
+            shard.room.give(room);
         }
     }
 
@@ -207,7 +227,7 @@ impl<S: Session> Memory<S> {
 
     /// Whether there are more sessions than the limit allows, which is so after it was lowered.
     fn is_overdrawn(&self) -> bool {
-        self.limit.load(Relaxed) > 0 && self.room.is_overdrawn()
+        self.limit.load(Relaxed) > 0 && self.room().is_some_and(Shared::is_overdrawn)
     }
 
     /// Takes out the session that expires soonest of all (of those that expire in the same second the one that came
@@ -231,14 +251,43 @@ impl<S: Session> Memory<S> {
     }
 }
 
+impl<S: Session> Memory<S> {
+    fn take_one(&self, hash: u64, find: impl FnOnce(&Locked<S>, u64) -> Option<Found>) -> Option<S> {
+        self.fetch(hash);
+        let mut locked = self.lock(hash)?;
+        let found = find(&locked, hash)?;
+        let session = locked.remove(found)?;
+        self.release(locked.shard());
+        Some(session)
+    }
+
+    /// [`Cache::expiry_changed`], for who knows the hash of the session's key.
+    pub fn judge_anew(&self, session: &S, hash: u64) {
+        // Mostly it is not here, which can be told without the lock.
+        if !self.has(hash) {
+            return;
+        }
+        let Some(mut locked) = self.lock(hash) else { return };
+        if let Some(slot) = locked.find_same(hash, session) {
+            let expiry = session.expiry();
+            locked.set_expiry(slot, expiry, order::next());
+            self.expires(expiry);
+        }
+    }
+}
+
 /// Tables use the lowest and the highest bits of a hash, so the shard is chosen by others.
 fn of_hash<S>(shards: &[Shard<S>; SHARDS], hash: u64) -> &Shard<S> {
     &shards[(hash >> 32) as usize % SHARDS]
 }
 
-/// The owners of the caches in which `session` may be: all in which it is, and hardly any other.
-pub fn owners(session: &impl Session) -> directory::Owners {
-    directory::owners(|| Keyed::of_process().hash(&session.key().words()))
+/// The owners of the caches in which `session` may be: all in which it is, and hardly any other. With them comes the hash of
+/// its key, for [`Memory::judge_anew`]. `None` while no cache has had a session.
+pub fn owners(session: &impl Session) -> Option<(u64, directory::Owners)> {
+    directory::is_used().then(|| {
+        let hash = Keyed::of_process().hash(&session.key().words());
+        (hash, directory::owners(hash))
+    })
 }
 
 /// Hands out what left together in the order in which it would have expired, as libssl does.
@@ -249,19 +298,20 @@ fn in_turn<S>(sessions: &mut SmallVec<impl smallvec::Array<Item = (Turn, S)>>, l
 
 impl<S: Session> Cache<S> for Memory<S> {
     fn insert(&self, session: S, collision: Collision, left: &mut dyn FnMut(S, Departure)) -> Inserted {
-        let (words, hash) = self.find_by(&session.key());
+        let hash = self.hash(&session.key());
+        self.fetch(hash);
         let expiry = session.expiry();
-        let mut new = Stored { expiry, session, words, hash };
+        let mut new = Stored { expiry, session, hash };
         let mut departed: SmallVec<[(S, Departure); 1]> = SmallVec::new();
         let mut round = 0;
-        let mut surplus = None;
+        let mut surplus: Option<(Inside, Key)> = None;
         let (inserted, not_taken) = loop {
             let Some(mut locked) = self.lock(hash) else {
                 self.begin();
                 continue;
             };
             let shard = locked.shard();
-            if let Some(slot) = locked.find(&words, hash) {
+            if let Some(slot) = locked.find_like(hash, &new.session) {
                 if locked.session(slot).is_some_and(|cached| cached.same(&new.session)) {
                     if !self.keeps_turns.load(Relaxed) || locked.expiry(slot) != Some(expiry) {
                         locked.set_expiry(slot, expiry, order::next());
@@ -273,14 +323,14 @@ impl<S: Session> Cache<S> for Memory<S> {
                 }
                 // After the limit was lowered others have to leave, not the new one, however soon it expires. A fork
                 // waits until that is done.
-                surplus = self.is_overdrawn().then(enter);
+                surplus = self.is_overdrawn().then(|| (enter(), new.session.key()));
                 if surplus.is_some() {
                     new.expiry = LAST;
                 }
                 departed.push((locked.replace(slot, new, order::next()), Departure::Replaced));
                 break (Inserted::Replaced, None);
             }
-            if locked.count() >= self.few && self.shards.get().is_none() {
+            if locked.count() >= self.few.into() && self.shards.get().is_none() {
                 drop(locked);
                 if self.grow() {
                     continue;
@@ -302,13 +352,13 @@ impl<S: Session> Cache<S> for Memory<S> {
                 }
             }
         };
-        if surplus.is_some() {
+        if let Some((_, key)) = &surplus {
             while self.is_overdrawn() {
                 let Some(evicted) = self.evict() else { break };
                 departed.push((evicted, Departure::Evicted));
             }
             if let Some(mut locked) = self.lock(hash) {
-                let slot = locked.find(&words, hash).filter(|&slot| locked.expiry(slot) == Some(LAST));
+                let slot = locked.find(hash, key).filter(|&slot| locked.expiry(slot) == Some(LAST));
                 slot.into_iter().for_each(|slot| locked.set_expiry(slot, expiry, order::next()));
             }
         }
@@ -322,52 +372,30 @@ impl<S: Session> Cache<S> for Memory<S> {
     }
 
     fn get(&self, key: &Key) -> Option<S> {
-        let (words, hash) = self.find_by(key);
+        let hash = self.hash(key);
         let locked = self.lock(hash)?;
-        let slot = locked.find(&words, hash)?;
+        let slot = locked.find(hash, key)?;
         locked.session(slot).cloned()
     }
 
     fn take(&self, key: &Key) -> Option<S> {
-        let (words, hash) = self.find_by(key);
-        let mut locked = self.lock(hash)?;
-        let found = locked.find(&words, hash)?;
-        let session = locked.remove(found)?;
-        self.release(locked.shard());
-        Some(session)
+        self.take_one(self.hash(key), |locked, hash| locked.find(hash, key))
+    }
+
+    fn take_like(&self, session: &S) -> Option<S> {
+        self.take_one(self.hash(&session.key()), |locked, hash| locked.find_like(hash, session))
     }
 
     fn take_same(&self, session: &S) -> Option<S> {
-        let (words, hash) = self.find_by(&session.key());
-        let mut locked = self.lock(hash)?;
-        let found = locked.find(&words, hash)?;
-        if !locked.session(found)?.same(session) {
-            return None;
-        }
-        let session = locked.remove(found)?;
-        self.release(locked.shard());
-        Some(session)
+        self.take_one(self.hash(&session.key()), |locked, hash| locked.find_same(hash, session))
     }
 
     fn contains(&self, key: &Key) -> bool {
-        let (words, hash) = self.find_by(key);
-        self.has(&words, hash)
+        self.has(self.hash(key))
     }
 
     fn expiry_changed(&self, session: &S) {
-        let (words, hash) = self.find_by(&session.key());
-        // Mostly it is not here, which can be told without the lock.
-        if !self.has(&words, hash) {
-            return;
-        }
-        let Some(mut locked) = self.lock(hash) else { return };
-        if let Some(slot) =
-            locked.find(&words, hash).filter(|&slot| locked.session(slot).is_some_and(|cached| cached.same(session)))
-        {
-            let expiry = session.expiry();
-            locked.set_expiry(slot, expiry, order::next());
-            self.expires(expiry);
-        }
+        self.judge_anew(session, self.hash(&session.key()));
     }
 
     fn has_expired(&self, now: Seconds) -> bool {
@@ -412,8 +440,8 @@ impl<S: Session> Cache<S> for Memory<S> {
         for shard in self.all() {
             let mut locked = shard.lock();
             let (count, sessions) = locked.take_all();
-            if self.limit.load(Relaxed) != 0 {
-                self.room.give(count);
+            if let (Some(room), true) = (self.room(), self.limit.load(Relaxed) != 0) {
+                room.give(count);
             }
             drop(locked);
             all.extend(sessions);
@@ -422,7 +450,7 @@ impl<S: Session> Cache<S> for Memory<S> {
     }
 
     fn len(&self) -> usize {
-        let few = || self.small.get().map_or(0, Shard::count);
+        let few = || self.small().map_or(0, Shard::count);
         match self.shards.get().map_or_else(few, |_| 0) {
             // They may have moved meanwhile.
             0 => self.shards.get().into_iter().flatten().map(Shard::count).sum(),
@@ -442,7 +470,9 @@ impl<S: Session> Cache<S> for Memory<S> {
         let _alone = self.set_up();
         let _frozen: SmallVec<[_; SHARDS + 1]> = self.all().map(Shard::freeze).collect();
         self.all().for_each(|shard| shard.room.clear());
-        self.room.set(limit, self.len());
+        if let Some(room) = self.room() {
+            room.set(limit, self.len());
+        }
         self.limit.store(limit, Relaxed);
     }
 

@@ -7,13 +7,19 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 const BLOCK: u64 = 1024;
 
+#[inline]
 pub fn next() -> u64 {
-    static BLOCKS: AtomicU64 = AtomicU64::new(0);
     thread_local!(static NUMBER: Cell<u64> = const { Cell::new(0) });
-    NUMBER.with(|number| {
-        if number.get() % BLOCK == 0 {
-            number.set(BLOCKS.fetch_add(BLOCK, Relaxed));
-        }
-        number.replace(number.get() + 1)
-    })
+    let number = match NUMBER.get() {
+        number if number % BLOCK == 0 => next_block(),
+        number => number,
+    };
+    NUMBER.set(number + 1);
+    number
+}
+
+#[cold]
+fn next_block() -> u64 {
+    static BLOCKS: AtomicU64 = AtomicU64::new(0);
+    BLOCKS.fetch_add(BLOCK, Relaxed)
 }

@@ -17,7 +17,6 @@ pub struct Room(pub(super) AtomicU32);
 
 /// The room that all shards share; below zero after the limit was lowered.
 #[derive(Default)]
-#[repr(align(128))]
 pub struct Shared(pub(super) AtomicI64);
 
 impl Room {

@@ -1,13 +1,13 @@
 //! One shard: the sessions in their slots, the index by key and the heap by expiry.
 
-use super::super::{Eviction, Seconds, Session};
+use super::super::{Eviction, Key, Seconds, Session};
 use super::directory;
+use super::few::{make_room, Few};
 use super::heap::{Heap, Turn};
-use super::index::{self, Found, Index, Size, Words};
-use super::keyed::Keyed;
+use super::index::{Found, Index, Size};
 use super::room::Room;
 use super::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use super::sync::{enter, Inside, Mutex, MutexGuard, OnceBox};
+use super::sync::{enter, Inside, Mutex, MutexGuard};
 use std::sync::PoisonError;
 
 /// No session: later than every turn.
@@ -15,29 +15,21 @@ const NONE: Turn = Turn { expiry: Seconds::MAX, came: u64::MAX };
 /// The end of the list of free slots.
 const END: u32 = u32::MAX;
 
-/// A line of its own for each shard: no thread waits for a neighbour's lock word.
-#[repr(align(128))]
+/// Lines of its own for each shard: no thread waits for a neighbour's lock word.
+#[repr(C, align(128))]
 pub struct Shard<S> {
-    contents: Mutex<Contents<S>>,
-    /// Allocated by the first insertion. Read without the lock, changed under it.
-    index: OnceBox<Index>,
-    /// How many more sessions may come without asking the other shards.
-    pub room: Room,
     /// How many sessions are here, readable without the lock.
     count: AtomicUsize,
     /// How often something came or left, readable without the lock.
     changes: AtomicU64,
-    /// How large the index may become.
-    size: Size,
+    /// How many more sessions may come without asking the other shards.
+    pub room: Room,
     /// Whose sessions these are, where they are listed in the directory.
-    listed: Option<Listed>,
+    listed: Option<u32>,
+    contents: Mutex<Contents<S>>,
+    /// Read without the lock, changed under it.
+    index: Index,
     soonest: Soonest,
-}
-
-#[derive(Clone, Copy)]
-pub struct Listed {
-    pub owner: u32,
-    pub keyed: &'static Keyed,
 }
 
 /// The first turn in the heap, readable without the lock. Who looks for the next one to evict reads it in all shards, and
@@ -53,7 +45,6 @@ struct Soonest {
 /// A session on its way into the cache.
 pub struct Stored<S> {
     pub session: S,
-    pub words: Words,
     pub hash: u64,
     pub expiry: Seconds,
 }
@@ -72,25 +63,24 @@ struct Taken<S> {
 }
 
 struct Contents<S> {
-    slots: Vec<Slot<S>>,
+    slots: Few<Slot<S>>,
     count: usize,
     changes: u64,
     free: u32,
     heap: Heap,
     /// Where the oldest session leaves first: all of them in the order in which they came.
-    arrivals: Option<Heap>,
+    arrivals: Option<Box<Heap>>,
 }
 
 impl<S> Default for Contents<S> {
     fn default() -> Self {
-        Contents { slots: Vec::new(), count: 0, changes: 0, free: END, heap: Heap::default(), arrivals: None }
+        Contents { slots: Few::new(), count: 0, changes: 0, free: END, heap: Heap::default(), arrivals: None }
     }
 }
 
 /// A shard and the right to change it. Publishes the count and the soonest turn when it is done.
 pub struct Locked<'a, S> {
     contents: MutexGuard<'a, Contents<S>>,
-    index: &'a Index,
     shard: &'a Shard<S>,
     _inside: Inside,
 }
@@ -102,7 +92,12 @@ impl<S> Drop for Locked<'_, S> {
             self.shard.soonest.expiry.store(turn.expiry, Relaxed);
             self.shard.soonest.came.store(turn.came, Relaxed);
         }
-        let oldest = self.contents.arrivals.as_ref().and_then(Heap::first).map_or(NONE.came, |(turn, _)| turn.came);
+        let oldest = self
+            .contents
+            .arrivals
+            .as_ref()
+            .and_then(|arrivals| arrivals.first())
+            .map_or(NONE.came, |(turn, _)| turn.came);
         if oldest != self.shard.soonest.oldest.load(Relaxed) {
             self.shard.soonest.oldest.store(oldest, Relaxed);
         }
@@ -112,14 +107,14 @@ impl<S> Drop for Locked<'_, S> {
 }
 
 impl<S> Shard<S> {
-    pub fn new(size: Size, listed: Option<Listed>) -> Self {
+    /// `size` is how large the index may become.
+    pub fn new(size: Size, listed: Option<u32>) -> Self {
         Shard {
             contents: Mutex::default(),
-            index: OnceBox::new(),
+            index: Index::new(size),
             room: Room::default(),
             count: AtomicUsize::new(0),
             changes: AtomicU64::new(0),
-            size,
             listed,
             soonest: Soonest {
                 expiry: AtomicI64::new(NONE.expiry),
@@ -131,9 +126,8 @@ impl<S> Shard<S> {
 
     pub fn lock(&self) -> Locked<'_, S> {
         let inside = enter();
-        let index = self.index.get_or_init(|| Box::new(Index::new(self.size)));
         let contents = self.contents.lock().unwrap_or_else(PoisonError::into_inner);
-        Locked { contents, index, shard: self, _inside: inside }
+        Locked { contents, shard: self, _inside: inside }
     }
 
     /// Nothing comes or goes until the result is dropped. For who is inside the gate.
@@ -167,18 +161,30 @@ impl<S> Shard<S> {
         self.changes.load(Relaxed)
     }
 
-    pub fn listed(&self) -> Option<Listed> {
+    pub fn listed(&self) -> Option<u32> {
         self.listed
+    }
+
+    /// Fetches what a change of a session with this hash is going to need. Each step of the change that takes a lock or counts
+    /// waits until all that is being fetched is there, so that one thing would be fetched after the other: in a program with
+    /// thousands of contexts most of the time would go there.
+    #[inline]
+    pub fn fetch(&self, hash: u64) {
+        if !cfg!(loom) {
+            self.count.load(Relaxed);
+            self.soonest.expiry.load(Relaxed);
+            self.index.fetch(hash);
+            if self.listed.is_some() {
+                directory::fetch(hash);
+            }
+        }
     }
 }
 
 impl<S: Session> Shard<S> {
-    /// Whether a key is there, without the lock where that is possible.
-    pub fn contains(&self, words: &Words, hash: u64) -> bool {
-        match self.index.get() {
-            Some(index) => index.contains(words, hash).unwrap_or_else(|| self.lock().find(words, hash).is_some()),
-            None => false,
-        }
+    /// Whether a key with this hash is there, without the lock where that is possible.
+    pub fn contains(&self, hash: u64) -> bool {
+        self.index.contains(hash).unwrap_or_else(|| self.lock().shard.index.find(hash, |_| true).is_some())
     }
 }
 
@@ -201,15 +207,35 @@ fn moved_up<S>(slots: &mut [Slot<S>]) -> impl FnMut(u32, u32) + '_ {
 }
 
 impl<'s, S: Session> Locked<'s, S> {
-    pub fn find(&self, words: &Words, hash: u64) -> Option<Found> {
-        self.index.find(words, hash)
+    /// The session with a hash that `is_meant`.
+    fn find_one(&self, hash: u64, is_meant: impl Fn(&S) -> bool) -> Option<Found> {
+        self.shard.index.find(hash, |slot| self.at(slot).is_some_and(|taken| is_meant(&taken.session)))
     }
 
-    fn taken(&self, found: Found) -> Option<&Taken<S>> {
-        match self.contents.slots.get(found.slot as usize) {
+    /// The session with a key that has this hash.
+    pub fn find(&self, hash: u64, key: &Key) -> Option<Found> {
+        self.find_one(hash, |cached| cached.key() == *key)
+    }
+
+    /// The one that has the key of `session`, which has this hash.
+    pub fn find_like(&self, hash: u64, session: &S) -> Option<Found> {
+        self.find_one(hash, |cached| cached.same(session) || cached.key() == session.key())
+    }
+
+    /// The one that is this very object, whose key has this hash.
+    pub fn find_same(&self, hash: u64, session: &S) -> Option<Found> {
+        self.find_one(hash, |cached| cached.same(session))
+    }
+
+    fn at(&self, slot: u32) -> Option<&Taken<S>> {
+        match self.contents.slots.get(slot as usize) {
             Some(Slot::Taken(taken)) => Some(taken),
             _ => None,
         }
+    }
+
+    fn taken(&self, found: Found) -> Option<&Taken<S>> {
+        self.at(found.slot)
     }
 
     pub fn session(&self, found: Found) -> Option<&S> {
@@ -227,8 +253,8 @@ impl<'s, S: Session> Locked<'s, S> {
         if eviction == Eviction::Soonest {
             return;
         }
-        let mut arrivals = Heap::default();
-        if arrivals.try_reserve(contents.count).is_err() {
+        let mut arrivals = Box::<Heap>::default();
+        if !arrivals.make_room_for(contents.count) {
             return;
         }
         for slot in 0..contents.slots.len() {
@@ -250,10 +276,11 @@ impl<'s, S: Session> Locked<'s, S> {
     pub fn insert_again(&mut self, new: Stored<S>, came: u64, arrived: u64) -> Result<(), Stored<S>> {
         let contents = &mut *self.contents;
         let slot = if contents.free == END { contents.slots.len() as u32 } else { contents.free };
-        let room = self.index.reserve(slot, contents.count)
-            && contents.heap.try_reserve(1).is_ok()
-            && contents.arrivals.as_mut().is_none_or(|arrivals| arrivals.try_reserve(1).is_ok())
-            && (contents.free != END || contents.slots.try_reserve(1).is_ok());
+        let room = self.shard.index.reserve(slot, contents.count)
+            && contents.heap.make_room()
+            && contents.arrivals.as_mut().is_none_or(|arrivals| arrivals.make_room())
+            && (contents.free != END || make_room(&mut contents.slots))
+            && self.shard.listed.is_none_or(|owner| directory::add(new.hash, owner));
         if !room {
             return Err(new);
         }
@@ -269,10 +296,7 @@ impl<'s, S: Session> Locked<'s, S> {
         }
         contents.count += 1;
         contents.changes += 1;
-        self.index.insert(&new.words, new.hash, slot);
-        if let Some(Listed { owner, .. }) = self.shard.listed {
-            directory::add(new.hash, owner);
-        }
+        self.shard.index.insert(new.hash, slot);
         contents.heap.push(Turn { expiry: new.expiry, came }, slot, moved(&mut contents.slots));
         if let Some(arrivals) = &mut contents.arrivals {
             arrivals.push(Turn::of_arrival(arrived), slot, moved_up(&mut contents.slots));
@@ -304,8 +328,8 @@ impl<'s, S: Session> Locked<'s, S> {
 
     /// After the session of a slot has left, and before the slot is used again.
     fn strike(&self, slot: u32) {
-        if let (Some(Listed { owner, keyed }), Some(words)) = (self.shard.listed, self.index.words(slot)) {
-            directory::remove(keyed.hash(&index::without_home(words)), owner);
+        if let (Some(owner), Some(hash)) = (self.shard.listed, self.shard.index.hash(slot)) {
+            directory::remove(hash, owner);
         }
     }
 
@@ -319,7 +343,7 @@ impl<'s, S: Session> Locked<'s, S> {
                 contents.free = found.slot;
                 contents.count -= 1;
                 contents.changes += 1;
-                self.index.remove(found);
+                self.shard.index.remove(found);
                 contents.heap.remove(taken.place, moved(&mut contents.slots));
                 if let Some(arrivals) = &mut contents.arrivals {
                     arrivals.remove(taken.arrival, moved_up(&mut contents.slots));
@@ -332,14 +356,14 @@ impl<'s, S: Session> Locked<'s, S> {
 
     /// Takes out the session whose turn is next.
     pub fn pop(&mut self) -> Option<S> {
-        let (_, slot) = self.contents.arrivals.as_ref().unwrap_or(&self.contents.heap).first()?;
-        self.remove(self.index.find_slot(slot)?)
+        let (_, slot) = self.contents.arrivals.as_deref().unwrap_or(&self.contents.heap).first()?;
+        self.remove(self.shard.index.find_slot(slot)?)
     }
 
     /// Takes out the session that expires first if it has expired at `now`, and tells its turn.
     pub fn pop_expired(&mut self, now: Seconds) -> Option<(Turn, S)> {
         let (turn, slot) = self.contents.heap.first().filter(|(turn, _)| turn.expiry < now)?;
-        Some((turn, self.remove(self.index.find_slot(slot)?)?))
+        Some((turn, self.remove(self.shard.index.find_slot(slot)?)?))
     }
 
     /// Takes out everything, each with its turn. Says how many there are first.
@@ -350,9 +374,9 @@ impl<'s, S: Session> Locked<'s, S> {
             taken.for_each(|(slot, _)| self.strike(slot as u32));
         }
         let contents = std::mem::take(&mut *self.contents);
-        self.contents.arrivals = contents.arrivals.map(|_| Heap::default());
+        self.contents.arrivals = contents.arrivals.map(|_| Box::default());
         self.contents.changes = contents.changes + 1;
-        self.index.clear();
+        self.shard.index.clear();
         let heap = contents.heap;
         let sessions = contents.slots.into_iter().filter_map(move |slot| match slot {
             Slot::Taken(taken) => Some((heap.turn(taken.place), taken.session)),
