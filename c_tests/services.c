@@ -114,21 +114,105 @@ static void host(SSL_CTX *ctx)
 static void depth(SSL_CTX *ctx) { no_callback(ctx); SSL_CTX_set_verify_depth(ctx, 3); }
 static void level(SSL_CTX *ctx) { no_callback(ctx); SSL_CTX_set_security_level(ctx, 0); }
 
+static void signing(SSL_CTX *ctx) { no_callback(ctx); assert_int_equal(SSL_CTX_set1_sigalgs_list(ctx, "ECDSA+SHA256"), 1); }
+static void signing_otherwise(SSL_CTX *ctx)
+{
+    no_callback(ctx);
+    assert_int_equal(SSL_CTX_set1_sigalgs_list(ctx, "ECDSA+SHA256:ECDSA+SHA384"), 1);
+}
+static void clients_signing(SSL_CTX *ctx)
+{
+    no_callback(ctx);
+    assert_int_equal(SSL_CTX_set1_client_sigalgs_list(ctx, "ECDSA+SHA256:RSA+SHA256"), 1);
+}
+static void groups(SSL_CTX *ctx)
+{
+    int nids[] = { NID_X9_62_prime256v1 };
+
+    no_callback(ctx);
+    assert_int_equal(SSL_CTX_set1_groups(ctx, nids, 1), 1);
+}
+static void strict(SSL_CTX *ctx) { no_callback(ctx); SSL_CTX_set_cert_flags(ctx, SSL_CERT_FLAG_SUITEB_128_LOS); }
+static void once(SSL_CTX *ctx) { SSL_CTX_set_verify(ctx, SSL_VERIFY_PEER | SSL_VERIFY_CLIENT_ONCE, NULL); }
+static void flags(SSL_CTX *ctx)
+{
+    no_callback(ctx);
+    assert_int_equal(X509_VERIFY_PARAM_set_flags(SSL_CTX_get0_param(ctx), X509_V_FLAG_X509_STRICT), 1);
+}
+static void bound(SSL_CTX *ctx) { no_callback(ctx); assert_int_equal(SSL_CTX_set_min_proto_version(ctx, TLS1_1_VERSION), 1); }
+static void forbidden(SSL_CTX *ctx) { no_callback(ctx); SSL_CTX_set_options(ctx, SSL_OP_NO_TLSv1_1); }
+static void ciphers(SSL_CTX *ctx)
+{
+    no_callback(ctx);
+    assert_int_equal(SSL_CTX_set_cipher_list(ctx, "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384"), 1);
+}
+
+static X509 *person(const char *name, EVP_PKEY **key);
+static X509_CRL *revoking(X509 *who, EVP_PKEY *key);
+static int tells_verify_store(void);
+static X509 *authority; /* the same one for all contexts of a test, and a list of its own */
+static X509_CRL *authority_list;
+
+static X509_STORE *store_of(int has_authority, int has_list)
+{
+    X509_STORE *store = X509_STORE_new();
+
+    if (has_authority)
+        X509_STORE_add_cert(store, authority);
+    if (has_list)
+        X509_STORE_add_crl(store, authority_list);
+    return store;
+}
+
+static void trust(SSL_CTX *ctx) { no_callback(ctx); SSL_CTX_set_cert_store(ctx, store_of(1, 0)); }
+static void distrust(SSL_CTX *ctx) { no_callback(ctx); SSL_CTX_set_cert_store(ctx, store_of(1, 1)); }
+static void names(SSL_CTX *ctx) { no_callback(ctx); assert_int_equal(SSL_CTX_add_client_CA(ctx, authority), 1); }
+static void judging_store(SSL_CTX *ctx)
+{
+    X509_STORE *store = store_of(0, 0);
+
+    no_callback(ctx);
+    X509_STORE_set_verify_cb(store, accept_some);
+    SSL_CTX_set_cert_store(ctx, store);
+}
+static void verify_store(SSL_CTX *ctx)
+{
+    no_callback(ctx);
+    if (tells_verify_store())
+        SSL_CTX_set0_verify_cert_store(ctx, store_of(1, 0));
+    else
+        SSL_CTX_set_verify_depth(ctx, 5); /* something else */
+}
+static void replay(SSL_CTX *ctx) { no_callback(ctx); SSL_CTX_set_options(ctx, SSL_OP_NO_ANTI_REPLAY); }
+static int on_name(SSL *ssl, int *alert, void *arg) { (void)ssl, (void)alert, (void)arg; return SSL_TLSEXT_ERR_OK; }
+static int on_name_too(SSL *ssl, int *alert, void *arg) { return on_name(ssl, alert, arg) + 0; }
+static void named(SSL_CTX *ctx) { no_callback(ctx); SSL_CTX_set_tlsext_servername_callback(ctx, on_name); }
+static void named_too(SSL_CTX *ctx) { no_callback(ctx); SSL_CTX_set_tlsext_servername_callback(ctx, on_name_too); }
+
 /* Each of them is a service of its own, and two with the same are one. Set after a session came, it counts as well. */
 static void ISO1_settings_tell_services_apart(void **state)
 {
     static const struct { const char *what; void (*set)(SSL_CTX *); int shared; } settings[] = {
         { "no callback", no_callback, 1 }, { "one that accepts all", all, 1 }, { "another", some, 1 },
         { "a cert verify callback", whole, 1 }, { "with an argument", with_argument, 0 }, { "a purpose", purpose, 1 },
-        { "a depth", depth, 1 }, { "security level 0", level, 1 },
+        { "a depth", depth, 1 }, { "security level 0", level, 1 }, { "signature algorithms", signing, 1 },
+        { "other ones", signing_otherwise, 1 }, { "those of clients", clients_signing, 1 }, { "groups", groups, 1 }, { "Suite B", strict, 1 },
+        { "no protection from replays", replay, 1 }, { "a servername callback", named, 1 },
+        { "another one", named_too, 1 }, { "verifying once", once, 1 }, { "flags", flags, 1 }, { "a version", bound, 1 },
+        { "a forbidden version", forbidden, 1 }, { "ciphers", ciphers, 1 }, { "a CA", trust, 1 },
+        { "a list of revoked certificates", distrust, 1 }, { "names of CAs", names, 1 },
+        { "a store with a callback", judging_store, 1 }, { "a store for verifying", verify_store, 1 },
 #if OPENSSL_VERSION_NUMBER >= 0x30000000L
         { "a host", host, 1 },
 #endif
     };
     enum { COUNT = sizeof settings / sizeof *settings };
     SSL_CTX *client = client_ctx(TLS1_2_VERSION);
+    EVP_PKEY *key;
 
     (void)state, (void)host;
+    authority = person("authority", &key);
+    authority_list = revoking(authority, key);
     for (int one = 0; one < COUNT; one++) {
         SSL_CTX *ctx = service(TLS1_2_VERSION), *other = service(TLS1_2_VERSION);
         SSL_SESSION *session;
@@ -139,6 +223,8 @@ static void ISO1_settings_tell_services_apart(void **state)
         for (int two = 0; two < COUNT; two++) {
             int resumes;
 
+            if (slowly() && two != one && two != (one + 1) % COUNT)
+                continue;
             SSL_CTX_free(other);
             other = service(TLS1_2_VERSION);
             if (two % 2)
@@ -153,6 +239,9 @@ static void ISO1_settings_tell_services_apart(void **state)
         SSL_CTX_free(other);
     }
     SSL_CTX_free(client);
+    X509_CRL_free(authority_list);
+    X509_free(authority);
+    EVP_PKEY_free(key);
 }
 
 /* ---- two contexts that stock keeps apart ---- */
@@ -300,6 +389,68 @@ static void ISO1_sessions_of_shared_keys_stay(void **state)
         for (int one = 0; one < 4; one++)
             SSL_CTX_free(all[one]);
     }
+}
+
+#ifndef OPENSSL_NO_SRP
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+
+/* bob's password is what the program has attached to its SSL_CTX. */
+static int password_of_bob(SSL *ssl, int *alert, void *password)
+{
+    (void)alert;
+    return SSL_set_srp_server_param_pw(ssl, "bob", password, "2048") == 1 ? SSL_ERROR_NONE : SSL3_AL_FATAL;
+}
+
+/* A password is all that such a client knows. Which ones a server takes is not in its SSL_CTX. */
+static void ISO1_sessions_of_passwords_stay(void **state)
+{
+    SSL_CTX *a = service(TLS1_2_VERSION), *b = service(TLS1_2_VERSION), *client = client_ctx(TLS1_2_VERSION);
+    SSL_CTX *all[] = { a, b, client };
+    SSL_SESSION *session;
+
+    (void)state;
+    for (int one = 0; one < 3; one++)
+        assert_int_equal(SSL_CTX_set_cipher_list(all[one], "SRP-AES-128-CBC-SHA"), 1);
+    for (int one = 0; one < 2; one++) {
+        SSL_CTX_set_srp_username_callback(all[one], password_of_bob);
+        SSL_CTX_set_srp_cb_arg(all[one], one == 0 ? "secret" : "another");
+    }
+    SSL_CTX_set_srp_username(client, "bob");
+    SSL_CTX_set_srp_password(client, "secret");
+    assert_int_equal(visit(client, b, NULL, NULL, NULL), -1);
+    assert_int_equal(visit(client, a, NULL, NULL, NULL), 0);
+    session = take_newest();
+    for (int round = 0; round < 2; round++) {
+        assert_int_not_equal(visit(client, b, session, NULL, NULL), 1);
+        assert_int_equal(visit(client, a, session, NULL, NULL), 1);
+    }
+    SSL_SESSION_free(session);
+    for (int one = 0; one < 3; one++)
+        SSL_CTX_free(all[one]);
+}
+#endif
+
+/* Lists of ciphers that are replaced one after another may have the place of the first. */
+static void ISO1_ciphers_that_are_replaced_twice(void **state)
+{
+    static const char *const lists[] = { "ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-ECDSA-AES256-GCM-SHA384",
+                                         "ECDHE-ECDSA-CHACHA20-POLY1305" };
+    SSL_CTX *client = client_ctx(TLS1_2_VERSION), *server = service(TLS1_2_VERSION);
+    SSL_SESSION *session;
+
+    (void)state;
+    for (int round = 0; round < 4; round++) {
+        assert_int_equal(SSL_CTX_set_cipher_list(server, lists[0]), 1);
+        assert_int_equal(visit(client, server, NULL, NULL, NULL), 0);
+        session = take_newest();
+        assert_int_equal(visit(client, server, session, NULL, NULL), 1);
+        for (int i = 0; i <= round; i++)
+            assert_int_equal(SSL_CTX_set_cipher_list(server, lists[1 + i % 2]), 1);
+        assert_int_equal(visit(client, server, session, NULL, NULL), 0);
+        SSL_SESSION_free(session);
+    }
+    SSL_CTX_free(server);
+    SSL_CTX_free(client);
 }
 
 static int of_ctx = -1;
@@ -893,6 +1044,47 @@ static void BAD1_callbacks_for_nobody(void **state)
     SSL_set_cert_cb(NULL, demand_unless_lax, NULL);
 }
 
+/* With a maximum age, a session ends with its client's certificate, also in memory, where nothing verifies that again. */
+static void LIFE1_a_certificate_that_ends(void **state)
+{
+    enum { CASES = 4 };
+    SSL_CTX *clients[CASES], *servers[CASES];
+    SSL_SESSION *sessions[CASES];
+    EVP_PKEY *key;
+    X509 *alice = person("alice", &key);
+
+    (void)state;
+    X509_gmtime_adj(X509_getm_notBefore(alice), -5);
+    X509_gmtime_adj(X509_getm_notAfter(alice), slowly() ? 20 : 4);
+    assert_true(X509_sign(alice, key, EVP_sha256()) > 0);
+    for (int i = 0; i < CASES; i++) { /* each version, in shared memory and in that of the process */
+        const int version = i % 2 ? TLS1_3_VERSION : TLS1_2_VERSION;
+
+        clients[i] = client_of(version, alice, key);
+        servers[i] = trusting(version, alice);
+        SSL_CTX_set_verify(servers[i], SSL_VERIFY_PEER, NULL);
+        if (i / 2)
+            assert_int_equal(reprise_ctx_set_cache(servers[i], "memory:"), 1);
+        assert_int_equal(reprise_ctx_set_max_age(servers[i], 1000), 1);
+        assert_int_equal(visit(clients[i], servers[i], NULL, NULL, NULL), 0);
+        sessions[i] = take_newest();
+        assert_int_equal(visit(clients[i], servers[i], sessions[i], NULL, NULL), 1);
+        SSL_SESSION_free(sessions[i]);
+        sessions[i] = take_newest(); /* renewed, from 1.3 on */
+    }
+    while (X509_cmp_current_time(X509_get0_notAfter(alice)) > 0)
+        sleep(1);
+    for (int i = 0; i < CASES; i++) {
+        if (visit(clients[i], servers[i], sessions[i], NULL, NULL) == 1)
+            fail_msg("case %d is resumed", i);
+        SSL_SESSION_free(sessions[i]);
+        SSL_CTX_free(clients[i]);
+        SSL_CTX_free(servers[i]);
+    }
+    X509_free(alice);
+    EVP_PKEY_free(key);
+}
+
 static int left;
 static void count_left(SSL_CTX *ctx, SSL_SESSION *session) { (void)ctx, (void)session, left++; }
 
@@ -930,6 +1122,10 @@ int main(void)
         CACHE_TEST(ISO1_a_client_s_session_is_no_server_s),
         CACHE_TEST(ISO1_settings_tell_services_apart),
         CACHE_TEST(ISO1_sessions_of_shared_keys_stay),
+#ifndef OPENSSL_NO_SRP
+        CACHE_TEST(ISO1_sessions_of_passwords_stay),
+#endif
+        CACHE_TEST(ISO1_ciphers_that_are_replaced_twice),
         CACHE_TEST(ISO1_what_a_verify_callback_judged_stays),
         CACHE_TEST(ISO1_a_session_is_for_one_server_name),
         CACHE_TEST(ISO1_listeners_of_one_context),
@@ -944,6 +1140,7 @@ int main(void)
         CACHE_TEST(CB11_ex_data_of_connections),
         CACHE_TEST(BAD1_callbacks_for_nobody),
         CACHE_TEST(CB5_a_ticket_that_is_too_old),
+        CACHE_TEST(LIFE1_a_certificate_that_ends),
     };
 
     /* Where stock differs, this is not what it is about. */

@@ -1,7 +1,7 @@
 //! SSL_CTX_new(3), SSL_CTX_set_session_id_context(3), SSL_new(3): where the takeover and the connections begin
 
 use super::{border, ours};
-use crate::context::{Context, LATE_CERTIFICATE, LATE_NAME};
+use crate::context::{Context, LATE_CERTIFICATE};
 use crate::hooks::{GENERATE, HOOKS};
 use crate::libssl::context::{self, Make};
 use crate::libssl::types::*;
@@ -124,8 +124,8 @@ pub unsafe extern "C-unwind" fn SSL_CTX_callback_ctrl(
         if ctx.is_null() {
             return None;
         }
-        if let Some(context) = ours(ctx).filter(|_| cmd == SET_TLSEXT_SERVERNAME_CB && fp.is_some()) {
-            context.note_late(LATE_NAME);
+        if let Some(context) = ours(ctx).filter(|_| cmd == SET_TLSEXT_SERVERNAME_CB) {
+            context.set_servername_callback(fp);
         }
         // SAFETY: by the caller's promise.
         Some(unsafe { (table_of(ctx).SSL_CTX_callback_ctrl)(ctx, cmd, fp) })

@@ -5,9 +5,10 @@
 
 use super::{border, ours};
 use crate::context::{registry, Context};
-use crate::libssl::table_of;
 use crate::libssl::types::*;
+use crate::libssl::{table_of, CERT_FLAGS};
 use libc::{c_int, c_long, c_void};
+use std::ffi::CStr;
 use std::ptr::null_mut;
 
 /// SSL_CTX_ctrl(3): the cache mode (44, 45), the cache size (42, 43) and the counters (20 to 31) are answered here,
@@ -26,9 +27,44 @@ pub unsafe extern "C-unwind" fn SSL_CTX_ctrl(ctx: *mut SSL_CTX, cmd: c_int, larg
         Some(answer.unwrap_or_else(|| {
             // SAFETY: by the caller's promise.
             let answer = unsafe { (table_of(ctx).SSL_CTX_ctrl)(ctx, cmd, larg, parg) };
+            // SAFETY: as above; libssl has read what `parg` points to.
+            if let Some((command, value)) = unsafe { algorithms(cmd, larg, parg, answer) } {
+                if let Some(context) = ours(ctx) {
+                    context.set_algorithms(command, &value);
+                }
+            }
             answer + correction(ctx, cmd)
         }))
     })
+}
+
+/// What a command has set of the algorithms that clients may sign with, which libssl does not tell afterwards. `None` for
+/// other commands, and for one that failed.
+///
+/// # Safety
+/// `parg` is what libssl requires for `cmd`.
+unsafe fn algorithms(cmd: c_int, larg: c_long, parg: *const c_void, answer: c_long) -> Option<(c_int, Vec<u8>)> {
+    const SET_GROUPS: c_int = 91; // SSL_CTRL_SET_GROUPS, an array of `larg` numbers
+    const SET_GROUPS_LIST: c_int = 92; // SSL_CTRL_SET_GROUPS_LIST, a text
+    const SET_SIGALGS: c_int = 97;
+    const SET_SIGALGS_LIST: c_int = 98;
+    const CLEAR_CERT_FLAGS: c_int = 100;
+    const SET_CLIENT_SIGALGS: c_int = 101;
+    const SET_CLIENT_SIGALGS_LIST: c_int = 102;
+    match cmd {
+        CERT_FLAGS | CLEAR_CERT_FLAGS => Some((CERT_FLAGS, answer.to_le_bytes().into())),
+        _ if answer != 1 || parg.is_null() => None,
+        SET_GROUPS | SET_SIGALGS | SET_CLIENT_SIGALGS => {
+            let bytes = usize::try_from(larg).ok()?.checked_mul(size_of::<c_int>())?;
+            // SAFETY: by the caller's promise.
+            Some((cmd, unsafe { std::slice::from_raw_parts(parg.cast::<u8>(), bytes) }.into()))
+        }
+        SET_GROUPS_LIST | SET_SIGALGS_LIST | SET_CLIENT_SIGALGS_LIST => {
+            // SAFETY: by the caller's promise.
+            Some((cmd, unsafe { CStr::from_ptr(parg.cast()) }.to_bytes().into()))
+        }
+        _ => None,
+    }
 }
 
 /// What libssl's counters lack in an SSL_CTX that was handed back.

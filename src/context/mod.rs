@@ -20,7 +20,7 @@ use once_cell::race::OnceBox;
 use smallvec::SmallVec;
 use spent::Spent;
 use std::cell::{Cell, RefCell};
-use std::ffi::{c_long, c_void};
+use std::ffi::{c_int, c_long, c_void};
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicU8, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
@@ -99,7 +99,7 @@ struct Picture {
 const UNLIKE: [u32; 3] = [SSL_CTRL_SESS_CB_HIT, SSL_CTRL_SESS_MISSES, SSL_CTRL_SESS_CACHE_FULL];
 
 /// A servername callback, and a cert_cb.
-pub const LATE_NAME: u8 = 1;
+const LATE_NAME: u8 = 1;
 pub const LATE_CERTIFICATE: u8 = 2;
 
 /// Which side of a connection a session was negotiated on.
@@ -432,7 +432,7 @@ impl Context {
         let stays = is_told_anew
             || now.has_store
             || switched.is_none()
-            || connection.has_psk()
+            || connection.has_shared_secret()
             || session.has_peer() && self.judges_by_itself(connection, current);
         match stays {
             true => kept_tag(tag, self.rest().service.own()),
@@ -640,6 +640,19 @@ impl Context {
     /// SSL_CTX_set_session_id_context(3): sessions do not cross from one such context to another.
     pub fn set_id_context(&self, id_context: &[u8]) {
         self.rest().service.set_id_context(id_context);
+    }
+
+    /// SSL_CTX_set_tlsext_servername_callback(3), NULL for none: nor between those that treat server names in another way.
+    pub fn set_servername_callback(&self, callback: Callback) {
+        if callback.is_some() {
+            self.note_late(LATE_NAME);
+        }
+        self.rest().service.set_servername_callback(callback.map_or(0, |callback| callback as usize));
+    }
+
+    /// A command of SSL_CTX_ctrl(3) has set which algorithms clients may sign with, and has left the bytes of `value`.
+    pub fn set_algorithms(&self, command: c_int, value: &[u8]) {
+        self.rest().service.set_algorithms(command, value);
     }
 
     /// SSL_CTX_set_cert_verify_callback(3): nor between those that verify in another way.

@@ -143,10 +143,14 @@ impl Connection {
         }
     }
 
-    /// Whether its client has proved that it knows a key of both (PSK), up to TLS 1.2.
-    pub fn has_psk(&self) -> bool {
+    /// Whether its client has proved that it knows a key of both (PSK) or a password (SRP), up to TLS 1.2.
+    pub fn has_shared_secret(&self) -> bool {
+        let (table, ssl) = (table(), self.as_ptr());
         // SAFETY: the connection is alive.
-        unsafe { !(table().SSL_get_psk_identity)(self.as_ptr()).is_null() }
+        unsafe {
+            !(table.SSL_get_psk_identity)(ssl).is_null()
+                || table.SSL_get_srp_username.is_some_and(|username| !username(ssl).is_null())
+        }
     }
 
     /// The server name that the client asks for, in lower case, while its ClientHello is being read. Empty if there is

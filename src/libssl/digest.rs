@@ -6,7 +6,7 @@
 //! a number that only this SSL_CTX has, and those forked from it.
 
 use super::service::{self, Known};
-use super::types::{SSL, SSL_CTX, X509};
+use super::types::{OP_NO_ANTI_REPLAY, SSL, SSL_CTX, X509};
 use super::{is_3_or_later, module, table};
 use libc::{c_char, c_int, c_long, c_void};
 use std::ffi::CStr;
@@ -15,12 +15,14 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Raised whenever what is digested changes: two versions of Reprise do not take their services for equal.
-const FORMAT: u64 = 3;
+const FORMAT: u64 = 4;
 const DIGEST: usize = 32;
 
-/// The bits of SSL_CTX_set_options(3) that forbid a protocol version.
-pub const PROTOCOL_OPTIONS: u64 = 0x3e00_0000;
+/// The bits of SSL_CTX_set_options(3) that count: those that forbid a protocol version, and SSL_OP_NO_ANTI_REPLAY, with
+/// which a ticket for early data is only looked up: others, who accept it once, must not have it in common.
+pub const OPTIONS: u64 = 0x3e00_0000 | OP_NO_ANTI_REPLAY as u64;
 
+pub const CERT_FLAGS: c_int = 99; // SSL_CTRL_CERT_FLAGS, which sets further ones and returns all
 const SET_CURRENT_CERT: c_int = 117; // SSL_CTRL_SET_CURRENT_CERT
 const GET_MIN_PROTO_VERSION: c_int = 130; // SSL_CTRL_GET_MIN_PROTO_VERSION
 const GET_MAX_PROTO_VERSION: c_int = 131; // SSL_CTRL_GET_MAX_PROTO_VERSION
@@ -194,13 +196,19 @@ pub fn identity(ctx: *mut SSL_CTX, known: &Known) -> Option<[u64; 2]> {
             [callback, 0] => all.callback("cert verify callback", callback as *const c_void),
             [callback, argument] => all.only_here("cert verify callback", callback.rotate_left(32) ^ argument),
         }
+        all.callback("servername callback", known.servername_callback as *const c_void);
+        for (command, value) in known.algorithms.iter().filter(|(&command, _)| command != CERT_FLAGS) {
+            all.number("command", *command as u64);
+            all.bytes("value", value);
+        }
         all.parameters((table.SSL_CTX_get0_param)(ctx));
         all.store("store", (table.SSL_CTX_get_cert_store)(ctx));
         all.store("verify store", verify_store(ctx));
         for control in [GET_MIN_PROTO_VERSION, GET_MAX_PROTO_VERSION] {
             all.number("bound", (table.SSL_CTX_ctrl)(ctx, control, 0, null_mut()) as u64);
         }
-        all.number("forbidden", (table.SSL_CTX_get_options)(ctx) & PROTOCOL_OPTIONS);
+        all.number("options", (table.SSL_CTX_get_options)(ctx) & OPTIONS);
+        all.number("cert flags", (table.SSL_CTX_ctrl)(ctx, CERT_FLAGS, 0, null_mut()) as u64);
         all.number("security level", (table.SSL_CTX_get_security_level)(ctx) as u64);
         for_each((table.SSL_CTX_get_ciphers)(ctx), |cipher| {
             all.number("cipher", (table.SSL_CIPHER_get_id)(cipher.cast_const().cast()).into());
@@ -278,6 +286,22 @@ pub unsafe fn parameters_number(param: *mut c_void, with_ip: bool) -> u64 {
         }
     }
     number
+}
+
+/// Tells a list of ciphers from others, mostly: by where it is, how long it is, and three of it. A list that is replaced
+/// twice may have the place of the first.
+///
+/// # Safety
+/// `ciphers` is NULL or alive.
+pub unsafe fn ciphers_number(ciphers: *const c_void) -> u64 {
+    let table = table();
+    // SAFETY: by the caller's promise. Ciphers are static, and NULL beyond the end of a list.
+    unsafe {
+        let count = (table.OPENSSL_sk_num)(ciphers);
+        [0, count / 2, count - 1].into_iter().fold(mixed(ciphers as u64, count as u64), |sum, at| {
+            mixed(sum, (table.OPENSSL_sk_value)(ciphers, at) as u64)
+        })
+    }
 }
 
 /// Of numbers, in their order.
@@ -366,6 +390,16 @@ pub fn bounds(ctx: *mut SSL_CTX) -> u64 {
     // SAFETY: the context is alive; the commands read a number.
     let bound = |control| unsafe { (table().SSL_CTX_ctrl)(ctx, control, 0, null_mut()) } as u64;
     bound(GET_MIN_PROTO_VERSION) << 32 | bound(GET_MAX_PROTO_VERSION)
+}
+
+/// The flags of SSL_set_cert_flags(3) that are flags of verifying, too: the two of Suite B.
+///
+/// # Safety
+/// `ssl` is alive.
+pub unsafe fn suite_b(ssl: *mut SSL) -> libc::c_ulong {
+    const SUITE_B: libc::c_ulong = 0x30000; // SSL_CERT_FLAG_SUITEB_128_LOS, X509_V_FLAG_SUITEB_128_LOS
+                                            // SAFETY: by the caller's promise; with 0 nothing changes.
+    unsafe { (table().SSL_ctrl)(ssl, CERT_FLAGS, 0, null_mut()) as libc::c_ulong & SUITE_B }
 }
 
 /// Each element of an OpenSSL stack, which may be NULL.

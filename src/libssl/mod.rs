@@ -24,6 +24,7 @@ pub use chain::Chain;
 pub use connection::Connection;
 pub use context::{Ctx, CtxCell, Hooks};
 pub use deviation::{added_tag, kept_tag, Deviation, Expected, Learned, Tag};
+pub use digest::CERT_FLAGS;
 pub use lhash::SessionTable;
 pub use linked::is_linked;
 pub use marker::{forked, prepare as prepare_marker};

@@ -7,8 +7,9 @@ use super::digest;
 use super::types::{CertVerifyCallback, SSL_CTX, X509};
 use super::{table, Connection, Ctx, Deviation};
 use crate::{gate, log};
-use libc::c_void;
+use libc::{c_int, c_void};
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::atomic::{
@@ -49,6 +50,11 @@ pub struct Known {
     pub label: String,
     /// The callback of SSL_CTX_set_cert_verify_callback(3) and its argument.
     pub cert_verify: [usize; 2],
+    /// The callback of SSL_CTX_set_tlsext_servername_callback(3), 0 for none. It decides what clients must show, and by what
+    /// its contexts tell it.
+    pub servername_callback: usize,
+    /// The signature algorithms and groups that the program has set, by the command of SSL_CTX_ctrl(3) that set them.
+    pub algorithms: BTreeMap<c_int, Vec<u8>>,
     /// What no other SSL_CTX has, except in processes that were forked from this one.
     pub own: [u8; 16],
 }
@@ -194,6 +200,19 @@ impl Service {
         self.change(|known| known.cert_verify = set, |known| known.cert_verify == set);
     }
 
+    /// SSL_CTX_set_tlsext_servername_callback(3) was called.
+    pub fn set_servername_callback(&self, callback: usize) {
+        self.change(|known| known.servername_callback = callback, |known| known.servername_callback == callback);
+    }
+
+    /// SSL_CTX_set1_sigalgs(3), SSL_CTX_set1_groups(3) and their like were called, or the flags of certificates changed.
+    pub fn set_algorithms(&self, command: c_int, value: &[u8]) {
+        self.change(
+            |known| drop(known.algorithms.insert(command, value.to_vec())),
+            |known| known.algorithms.get(&command).is_some_and(|known| known == value),
+        );
+    }
+
     /// Contexts with equal identities are the same service.
     pub fn identity(&self, ctx: Ctx) -> [u64; 2] {
         let outline = self.outline_of(ctx);
@@ -276,7 +295,7 @@ impl Service {
 /// A number that is another one when the context was changed in what its identity is made of. Never 0.
 ///
 /// It is asked for at each lookup, so it looks at addresses and numbers: another store, another certificate, other
-/// parameters (by content), callbacks, names, bounds, ciphers (a list of ciphers by its address and length). With
+/// parameters (by content), callbacks, names, bounds, ciphers (see [`digest::ciphers_number`]). With
 /// `follows_store` also more objects in a store (none is ever removed from one), and another IP address: where certificates
 /// are verified again, that judges them as they are.
 fn outline(ctx: *mut SSL_CTX, follows_store: bool) -> u64 {
@@ -300,10 +319,9 @@ fn outline(ctx: *mut SSL_CTX, follows_store: bool) -> u64 {
             }
         }
         mix(digest::bounds(ctx));
-        mix((table.SSL_CTX_get_options)(ctx) & digest::PROTOCOL_OPTIONS);
+        mix((table.SSL_CTX_get_options)(ctx) & digest::OPTIONS);
         mix((table.SSL_CTX_get_security_level)(ctx) as u64);
-        let ciphers = (table.SSL_CTX_get_ciphers)(ctx);
-        mix(ciphers as u64 ^ ((table.OPENSSL_sk_num)(ciphers) as u64) << 48);
+        mix(digest::ciphers_number((table.SSL_CTX_get_ciphers)(ctx)));
     }
     for names in digest::lists(ctx) {
         mix(names as u64);

@@ -212,6 +212,7 @@ functions! {
         X509_STORE_CTX_set_default(ctx: *mut X509_STORE_CTX, name: *const c_char) -> c_int = 0;
         X509_STORE_CTX_get0_param(ctx: *const X509_STORE_CTX) -> *mut c_void = ptr::null_mut();
         X509_STORE_CTX_set_verify_cb(ctx: *mut X509_STORE_CTX, callback: unsafe extern "C" fn(c_int, *mut X509_STORE_CTX) -> c_int);
+        X509_STORE_CTX_set_flags(ctx: *mut X509_STORE_CTX, flags: c_ulong);
         X509_STORE_CTX_get_error(ctx: *const X509_STORE_CTX) -> c_int = 0;
         X509_verify_cert(ctx: *mut X509_STORE_CTX) -> c_int = -1;
         X509_get0_notAfter(certificate: *const X509) -> *const c_void = ptr::null();
@@ -239,6 +240,7 @@ functions! {
         SSL_CTX_flush_sessions_ex(ctx: *mut SSL_CTX, time: time_t);
         SSL_SESSION_set_time_ex(session: *mut SSL_SESSION, time: time_t) -> time_t;
         SSL_is_quic(ssl: *const SSL) -> c_int;
+        SSL_get_srp_username(ssl: *mut SSL) -> *mut c_char;
         SSL_SESSION_get0_peer_rpk(session: *mut SSL_SESSION) -> *mut c_void;
         X509_VERIFY_PARAM_get_inh_flags(param: *const c_void) -> u32;
         X509_VERIFY_PARAM_get_hostflags(param: *const c_void) -> c_uint;

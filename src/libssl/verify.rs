@@ -2,7 +2,7 @@
 //! after its client was revoked, by another process, or from one that trusts others.
 
 use super::chain::Certificates;
-use super::digest::{connection_store, store_callbacks};
+use super::digest::{connection_store, store_callbacks, suite_b};
 use super::types::{SSL_SESSION, X509, X509_STORE_CTX};
 use super::{table, Connection, Session, Store};
 use crate::cancel;
@@ -65,6 +65,7 @@ impl Connection {
             if (table.X509_VERIFY_PARAM_set1)(param, (table.SSL_get0_param)(ssl)) != 1 {
                 return None;
             }
+            (table.X509_STORE_CTX_set_flags)(context, suite_b(ssl));
             // As in a handshake, functions of the program's find the connection.
             (table.X509_STORE_CTX_set_ex_data)(context, (table.SSL_get_ex_data_X509_STORE_CTX_idx)(), ssl.cast());
             let callbacks = store_callbacks(store);
