@@ -1187,9 +1187,9 @@ impl Context {
     /// with it.
     pub fn negotiated(&self, connection: &Connection, session: &Session) -> bool {
         self.connection();
-        // CB2: a resumption with it would be refused. (Up to 3.0.13 a ticket issued on a connection that was resumed
-        // with early data inherits the mark of the ticket that was used up; it is as good as any.)
-        if self.is_documented() && !session.is_resumable() && !connection.is_resumed() {
+        // CB2: a resumption with it would be refused.
+        let inherits_mark = !session.is_resumable() && connection.is_resumed();
+        if self.is_documented() && !session.is_resumable() && !inherits_mark {
             return false;
         }
         self.count(Count::Negotiated);
@@ -1207,7 +1207,11 @@ impl Context {
         let shares = role == Role::Server && self.caches.current().is_shared();
         let chain = (role == Role::Server && (shares || self.reverifies())).then(|| connection.chain()).flatten();
         let tag = if shares { self.tag(connection, session) } else { [0; 2] };
-        let session = &session.with_chain(chain).with_tag(tag);
+        let mut session = session.with_chain(chain).with_tag(tag);
+        if inherits_mark {
+            session = session.with_inherited_mark();
+        }
+        let session = &session;
         if mode & SSL_SESS_CACHE_NO_INTERNAL_STORE == 0 && self.is_looked_up_later(connection) {
             self.store(session.clone(), Collision::Replace, role);
         }
@@ -1275,7 +1279,7 @@ impl Context {
                 return None;
             }
             // Libssl would refuse a marked one before it asks for the removal that `claim` waits for.
-            if !session.is_resumable() || !self.still_accepts(connection, &session) {
+            if !session.is_usable() || !self.still_accepts(connection, &session) {
                 self.count(Count::Unusable);
                 self.departed(session, Count::Removed);
                 return None;
@@ -1301,7 +1305,7 @@ impl Context {
             return None;
         }
         // A session removed and added again is still marked. Libssl would refuse it, or break off the handshake.
-        if !session.is_resumable() || !self.still_accepts(connection, &session) {
+        if !session.is_usable() || !self.still_accepts(connection, &session) {
             self.count(Count::Unusable);
             return None;
         }

@@ -20,12 +20,14 @@ pub struct Session {
     more: Option<Box<More>>,
 }
 
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq)]
 struct More {
     /// What its client showed beside its certificate: libssl writes a session without it.
     chain: Option<Chain>,
     /// See [`super::Deviation::tag`].
     tag: [u64; 2],
+    /// See [`Session::with_inherited_mark`].
+    inherits_mark: bool,
 }
 
 // SAFETY: libssl counts references atomically and hands sessions from thread to thread itself; what is read here
@@ -115,7 +117,7 @@ impl Session {
 
     /// One more reference, with this chain.
     pub fn with_chain(&self, chain: Option<Chain>) -> Session {
-        self.clone().holding(chain, self.tag())
+        self.with(|more| more.chain = chain)
     }
 
     /// What connections must have been told to resume it.
@@ -125,12 +127,26 @@ impl Session {
 
     /// One more reference, with this tag.
     pub fn with_tag(&self, tag: [u64; 2]) -> Session {
-        self.clone().holding(self.chain().cloned(), tag)
+        self.with(|more| more.tag = tag)
     }
 
-    fn holding(mut self, chain: Option<Chain>, tag: [u64; 2]) -> Session {
-        self.more = (chain.is_some() || tag != [0; 2]).then(|| Box::new(More { chain, tag }));
-        self
+    /// One more reference to a session that was marked when it was negotiated. Up to 3.0.13 libssl copies the mark of a ticket
+    /// that is used up by early data into the sessions of the tickets that it issues then. Such a session is as good as any.
+    pub fn with_inherited_mark(&self) -> Session {
+        self.with(|more| more.inherits_mark = true)
+    }
+
+    /// Whether it may be resumed: nobody has condemned it.
+    pub fn is_usable(&self) -> bool {
+        self.is_resumable() || self.more.as_ref().is_some_and(|more| more.inherits_mark)
+    }
+
+    fn with(&self, change: impl FnOnce(&mut More)) -> Session {
+        let mut session = self.clone();
+        let mut more = session.more.take().map_or_else(More::default, |more| *more);
+        change(&mut more);
+        session.more = (more != More::default()).then(|| Box::new(more));
+        session
     }
 
     /// Whether both have the same secret.
@@ -263,7 +279,7 @@ impl Session {
     pub fn unmarked_copy(&self) -> Option<Session> {
         let mut der = Vec::new();
         let copy = (!self.is_judged() && self.write_der(&mut der)).then(|| Session::read_der(&der))??;
-        Some(copy.holding(self.chain().cloned(), self.tag()))
+        Some(copy.with(|more| (more.chain, more.tag) = (self.chain().cloned(), self.tag())))
     }
 
     /// Whether the program has noted something (ex_data) on a session whose peer showed a certificate. It may be all that
@@ -332,7 +348,7 @@ impl Session {
 
 impl cache::Portable for Session {
     fn write(&self, out: &mut Vec<u8>) -> bool {
-        out.push(if self.is_resumable() { PLAIN } else { MARKED });
+        out.push(if self.is_usable() { PLAIN } else { MARKED });
         self.tag().iter().for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
         let chain = self.chain();
         out.extend_from_slice(&chain.map_or(UNKNOWN, |chain| chain.len() as u32).to_le_bytes());
@@ -354,7 +370,7 @@ impl cache::Portable for Session {
             _ => return None,
         }
         let chain = length.filter(|_| session.has_peer()).map(|_| Arc::new(chain.to_vec()));
-        let session = session.holding(chain, [word(0), word(1)]);
+        let session = session.with(|more| (more.chain, more.tag) = (chain, [word(0), word(1)]));
         session.keep_chain();
         Some(session)
     }
