@@ -707,6 +707,41 @@ static void ISO1_what_a_program_brings_stays(void **state)
     }
 }
 
+static SSL_SESSION *with_another_secret(SSL_SESSION *session)
+{
+    SSL_SESSION *changed = SSL_SESSION_dup(session);
+    unsigned char secret[48];
+
+    memset(secret, 'x', sizeof secret);
+    assert_int_equal(SSL_SESSION_set1_master_key(changed, secret, sizeof secret), 1);
+    return changed;
+}
+
+/* Nor does one that has the id of a session that is cached, and another secret: it is not that one. */
+static void ISO1_another_session_with_the_same_id_stays(void **state)
+{
+    SSL_CTX *client = client_ctx(TLS1_2_VERSION), *a = service(TLS1_2_VERSION), *b = service(TLS1_2_VERSION);
+    SSL_SESSION *session, *of_server, *of_client;
+    pair p = tls_connect(client, a, NULL);
+
+    (void)state;
+    of_server = with_another_secret(SSL_get_session(p.server));
+    of_client = with_another_secret(SSL_get_session(p.client));
+    session = SSL_get1_session(p.client);
+    tls_close(&p);
+    assert_int_equal(visit(client, b, session, NULL, NULL), 1);
+    assert_int_equal(visit(client, b, NULL, NULL, NULL), 0); /* of what this thread negotiates last, more is known */
+    assert_int_equal(SSL_CTX_add_session(a, of_server), 1);
+    assert_int_not_equal(visit(client, b, of_client, NULL, NULL), 1);
+    assert_int_equal(visit(client, a, of_client, NULL, NULL), 1);
+    SSL_SESSION_free(session);
+    SSL_SESSION_free(of_server);
+    SSL_SESSION_free(of_client);
+    SSL_CTX_free(a);
+    SSL_CTX_free(b);
+    SSL_CTX_free(client);
+}
+
 /* A program that adds what its handshakes leave (stunnel does) shares it, also where the cache has it already. */
 static void ISO2_what_a_handshake_leaves_is_shared(void **state)
 {
@@ -1130,6 +1165,7 @@ int main(void)
         CACHE_TEST(ISO1_a_session_is_for_one_server_name),
         CACHE_TEST(ISO1_listeners_of_one_context),
         CACHE_TEST(ISO1_what_a_program_brings_stays),
+        CACHE_TEST(ISO1_another_session_with_the_same_id_stays),
         CACHE_TEST(ISO2_what_a_handshake_leaves_is_shared),
         CACHE_TEST(ISO1_parameters_of_connections),
         CACHE_TEST(ISO1_a_virtual_host_is_as_it_is_now),
