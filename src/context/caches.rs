@@ -32,7 +32,7 @@ struct Other {
 }
 
 impl Caches {
-    /// `owner` is named by [`cache::memory::owners`].
+    /// `owner` is named by [`cache::memory::each_owner`].
     pub fn new(owner: u32) -> Caches {
         Caches { chosen: AtomicUsize::new(0), others: OnceBox::new(), memory: Memory::owned_by(owner) }
     }

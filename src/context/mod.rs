@@ -1026,12 +1026,12 @@ impl Context {
 
 /// Judges a session anew wherever it is cached: its time or timeout was changed (FLUSH2).
 pub fn expiry_changed(session: &Session) {
-    if let Some((hash, owners)) = cache::memory::owners(session) {
-        for context in owners.into_iter().filter_map(registry::by_number) {
+    cache::memory::each_owner(session, |owner, hash| {
+        if let Some(context) = registry::by_number(owner) {
             // Not through `cache`: the SSL_CTX may be ending in another thread.
             context.caches.memory().judge_anew(session, hash);
         }
-    }
+    });
     if caches::any_elsewhere() {
         expiry_changed_elsewhere(session);
     }

@@ -89,7 +89,7 @@ impl<S: Session> Memory<S> {
         Memory { few: few.min(FEW), ..Memory::new(limit) }
     }
 
-    /// One without a limit, whose owner [`owners`] tells.
+    /// One without a limit, whose owner [`each_owner`] tells.
     pub fn owned_by(owner: u32) -> Self {
         Memory { owner: Some(owner), ..Memory::new(0) }
     }
@@ -281,13 +281,14 @@ fn of_hash<S>(shards: &[Shard<S>; SHARDS], hash: u64) -> &Shard<S> {
     &shards[(hash >> 32) as usize % SHARDS]
 }
 
-/// The owners of the caches in which `session` may be: all in which it is, and hardly any other. With them comes the hash of
-/// its key, for [`Memory::judge_anew`]. `None` while no cache has had a session.
-pub fn owners(session: &impl Session) -> Option<(u64, directory::Owners)> {
-    directory::is_used().then(|| {
+/// Names to `visit` the owners of the caches in which `session` may be: all in which it is, and hardly any other. With each
+/// comes the hash of the session's key, for [`Memory::judge_anew`].
+#[inline]
+pub fn each_owner(session: &impl Session, mut visit: impl FnMut(u32, u64)) {
+    if directory::is_used() {
         let hash = Keyed::of_process().hash(&session.key().words());
-        (hash, directory::owners(hash))
-    })
+        directory::each_owner(hash, |owner| visit(owner, hash));
+    }
 }
 
 /// Hands out what left together in the order in which it would have expired, as libssl does.
