@@ -55,7 +55,8 @@ if [ "$1" = --quick ]; then
 elif [ "$1" = --valgrind ]; then
     shift
     sides='documented stock-like' # shared.c has the shared cache; its side would take half an hour
-    VALGRIND='valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite --child-silent-after-fork=yes'
+    # Where threads take turns by chance, one that never waits may keep the others from theirs for minutes.
+    VALGRIND='valgrind --quiet --fair-sched=try --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite --child-silent-after-fork=yes'
     export VALGRIND REPRISE_SLOWLY=1
 fi
 out=$1
