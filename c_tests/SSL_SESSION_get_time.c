@@ -342,6 +342,42 @@ static void FLUSH2_in_one_of_many_contexts(void **state)
     }
 }
 
+/* Hundreds of contexts have a session with the same id: each is judged anew where it is, and one that left is not missed. */
+static void FLUSH2_one_id_in_hundreds_of_contexts(void **state)
+{
+    enum { CONTEXTS = 300 };
+    SSL_CTX *contexts[CONTEXTS];
+    SSL_SESSION *sessions[CONTEXTS];
+    long now = (long)time(NULL);
+    int wrong = 0;
+
+    (void)state;
+    for (int i = 0; i < CONTEXTS; i++) {
+        contexts[i] = SSL_CTX_new(TLS_method());
+        sessions[i] = cached(contexts[i], 1, now, 1000);
+    }
+    for (int i = 0; i < CONTEXTS; i++) {
+        if (i % 5 == 0)
+            wrong += SSL_CTX_remove_session(contexts[i], sessions[i]) != 1;
+        if (i % 3 == 0)
+            by_timeout(sessions[i], now, 100);
+    }
+    for (int i = 0; i < CONTEXTS; i += 10)
+        wrong += SSL_CTX_add_session(contexts[i], sessions[i]) != 1;
+    for (int i = 0; i < CONTEXTS; i++) {
+        int is_cached = i % 5 != 0 || i % 10 == 0;
+
+        wrong += SSL_CTX_sess_number(contexts[i]) != is_cached;
+        SSL_CTX_flush_sessions(contexts[i], now + 500);
+        wrong += SSL_CTX_sess_number(contexts[i]) != (is_cached && i % 3 != 0);
+    }
+    observe_int("FLUSH2", "wrong answers of hundreds of contexts that have one session id", wrong, 0);
+    for (int i = 0; i < CONTEXTS; i++) {
+        SSL_SESSION_free(sessions[i]);
+        SSL_CTX_free(contexts[i]);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -357,6 +393,7 @@ int main(void)
         OBJECT_TEST(FLUSH2_a_change_in_one_context_leaves_the_other_alone),
         COUNTED_TEST(FLUSH2_one_object_in_two_contexts_is_judged_anew_in_both),
         OBJECT_TEST(FLUSH2_in_one_of_many_contexts),
+        OBJECT_TEST(FLUSH2_one_id_in_hundreds_of_contexts),
         RULE_TEST(FLUSH2_of_a_negotiated_session),
     };
 
