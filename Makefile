@@ -6,6 +6,7 @@ DESTDIR ?=
 CARGO   ?= cargo
 CC      ?= cc
 STRIP   ?= strip
+CLIPPY  := $(CARGO) clippy --profile proof --locked --all-targets -- -D warnings
 CFLAGS  ?= -O2 -g
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 SONAME  := libreprise.so.0
@@ -178,11 +179,12 @@ check:
 	@echo "make check: everything passed"
 
 # Rust's tests come last: their closing line sums up.
-check-everything: lint build-for-check check-header check-c check-conformance check-valgrind check-redis check-rust
+check-everything: build-for-check lint check-header check-c check-conformance check-valgrind check-redis check-rust
 
 # The library and the tests side by side: the last minutes of the library, its optimization as a whole, use one processor.
 build-for-check: needed-to-check
-	@$(CARGO) test --profile proof --locked --no-run & tests=$$!; $(MAKE) --no-print-directory all && wait $$tests
+	@{ $(CARGO) test --profile proof --locked --no-run && $(CLIPPY); } & tests=$$!; \
+	    $(MAKE) --no-print-directory all && wait $$tests
 
 # While one works: what is fast to run after a build.
 check-quick: lint check-units $(STOCK_PAGES) $(REPRISE_PAGES)
@@ -206,6 +208,7 @@ check-all: check
 	tools/fresh.sh bookworm
 	tools/fresh.sh trixie
 	$(MAKE) --no-print-directory deb check-deb
+	tools/run_pages.sh --valgrind-all $(OUT) $(PAGES)
 	REPRISE_FIRST_SEQUENCE=$$(date +%s) REPRISE_SEQUENCES=20000 $(CARGO) test --profile proof --locked --test differential
 	tools/check_libssl.sh $(VERSIONS)
 	tools/check_threads.sh
@@ -213,7 +216,7 @@ check-all: check
 
 lint: needed-to-check
 	$(CARGO) fmt --check
-	$(CARGO) clippy --profile proof --locked --all-targets -- -D warnings
+	$(CLIPPY)
 	@$(MAKE) --no-print-directory check-copyright
 	shellcheck .ci/run $$([ -e .git ] && git ls-files '*.sh' 2>/dev/null || find . -name '*.sh' -not -path './target/*' -not -path './vendor/*')
 

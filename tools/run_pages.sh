@@ -1,13 +1,14 @@
 #!/bin/sh
 # Runs the programs of c_tests/ on each side: on stock libssl, on Reprise as documented, on Reprise as stock, and on
 # Reprise as documented with its caches in shared memory, and in a Redis that is started for it.
-# OUT/SIDE.tsv gets what was observed. `--valgrind` runs both sides of Reprise under valgrind instead. `--quick` leaves
-# the sides out that share a cache.
+# OUT/SIDE.tsv gets what was observed. `--valgrind` runs Reprise under valgrind instead: as documented, and as stock the
+# pages on functions of the manual (SSL_*), which the semantics are about; all pages with `--valgrind-all`. `--quick`
+# leaves the sides out that share a cache.
 #
 # Stock comes first: Reprise as stock is compared with what stock did in the same run. Nothing is expected of stock
 # itself, because its patch releases differ: a test that it does not finish is named, and left out on Reprise as stock.
 #
-# usage: run_pages.sh [--quick|--valgrind] OUT PAGE...
+# usage: run_pages.sh [--quick|--valgrind|--valgrind-all] OUT PAGE...
 set -u
 
 one() { # OUT SIDE PAGE
@@ -48,11 +49,12 @@ if [ "$1" = --one ]; then
     one "$@"
     exit
 fi
-sides='documented stock-like shared' quick=no
+sides='documented stock-like shared' quick=no every=no
 if [ "$1" = --quick ]; then
     shift
     sides='documented stock-like' quick=yes
-elif [ "$1" = --valgrind ]; then
+elif [ "$1" = --valgrind ] || [ "$1" = --valgrind-all ]; then
+    [ "$1" = --valgrind ] || every=yes
     shift
     sides='documented stock-like' # shared.c has the shared cache; its side would take half an hour
     # Where threads take turns by chance, one that never waits may keep the others from theirs for minutes.
@@ -97,6 +99,8 @@ done | xargs -P "$(nproc)" -n 3 "$0" --one || exit 1
 for page; do
     for side in $sides; do
         # Under valgrind, Redis is for the page that is about it.
-        [ -n "${VALGRIND:-}" ] && [ "$side" = redis ] && [ "$page" != redis ] || echo "$out $side $page"
+        case ${VALGRIND:+valgrind}/$page/$side/$every in
+            /* | */documented/* | */SSL_*/stock-like/* | */stock-like/yes | */redis/redis/*) echo "$out $side $page" ;;
+        esac
     done
 done | xargs -P "$(nproc)" -n 3 "$0" --one
