@@ -12,7 +12,6 @@ use super::context::{create, Make};
 use super::types::{OSSL_LIB_CTX, SSL_CTX};
 use super::{table, Session};
 use crate::{gate, thread};
-use std::cell::Cell;
 use std::ptr::{null, null_mut};
 use std::sync::atomic::{
     AtomicBool, AtomicPtr, AtomicUsize,
@@ -57,20 +56,27 @@ impl Marker {
     }
 }
 
+#[inline]
 pub fn mark(session: &Session) {
-    thread_local!(static MINE: Cell<usize> = const { Cell::new(usize::MAX) });
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    let mut mine = MINE.get();
-    if mine == usize::MAX {
-        mine = NEXT.fetch_add(1, Relaxed);
-        MINE.set(mine);
+    let inside = gate::enter();
+    let made = MADE.load(Acquire).min(MARKERS);
+    // Threads begin with different ones.
+    let first = inside.number().checked_rem(made).and_then(|first| MARKER.get(first));
+    if !first.is_some_and(|marker| marker.mark(session)) {
+        drop(inside);
+        mark_with_any(session);
     }
+}
+
+#[cold]
+#[inline(never)]
+fn mark_with_any(session: &Session) {
     let mut round = 0;
     loop {
-        let made = MADE.load(Acquire).min(MARKERS);
-        let first = if mine < made { mine } else { mine.checked_rem(made).unwrap_or(0) };
-        let (before, from) = MARKER[..made].split_at(first);
         let inside = gate::enter();
+        let made = MADE.load(Acquire).min(MARKERS);
+        let first = inside.number().checked_rem(made).unwrap_or(0);
+        let (before, from) = MARKER[..made].split_at(first);
         if from.iter().chain(before).any(|marker| marker.mark(session)) {
             return;
         }

@@ -8,6 +8,7 @@ use super::types::{CertVerifyCallback, SSL_CTX, X509};
 use super::{table, Connection, Ctx, Deviation};
 use crate::{gate, log};
 use libc::{c_int, c_void};
+use smallvec::SmallVec;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
@@ -30,11 +31,14 @@ pub struct Service {
     details: Mutex<Details>,
 }
 
+/// What functions of the program set comes first, in one or two lines of the processor's cache with the lock: a program of
+/// thousands of contexts waits for each line.
 #[derive(Default)]
+#[repr(C)]
 struct Details {
-    known: Known,
     /// How often `known` was changed.
     changes: u64,
+    known: Known,
     /// Kept, so that no other object has their addresses.
     certificate: Option<Certificate>,
     /// The addresses of all of them, one for each kind of key.
@@ -44,15 +48,17 @@ struct Details {
 
 /// What libssl does not tell of an SSL_CTX.
 #[derive(Clone, Default)]
+#[repr(C)]
 pub struct Known {
-    pub id_context: Vec<u8>,
-    /// Of the cache's URL: keeps apart what is equal otherwise.
-    pub label: String,
     /// The callback of SSL_CTX_set_cert_verify_callback(3) and its argument.
     pub cert_verify: [usize; 2],
     /// The callback of SSL_CTX_set_tlsext_servername_callback(3), 0 for none. It decides what clients must show, and by what
     /// its contexts tell it.
     pub servername_callback: usize,
+    /// Libssl allows 32 bytes.
+    pub id_context: SmallVec<[u8; 32]>,
+    /// Of the cache's URL: keeps apart what is equal otherwise.
+    pub label: String,
     /// The signature algorithms and groups that the program has set, by the command of SSL_CTX_ctrl(3) that set them.
     pub algorithms: BTreeMap<c_int, Vec<u8>>,
     /// What no other SSL_CTX has, except in processes that were forked from this one.
@@ -144,7 +150,10 @@ impl Service {
 
     /// SSL_CTX_set_session_id_context(3) was called.
     pub fn set_id_context(&self, id_context: &[u8]) {
-        self.change(|known| known.id_context = id_context.to_vec(), |known| known.id_context == id_context);
+        self.change(
+            |known| known.id_context = SmallVec::from_slice(id_context),
+            |known| known.id_context[..] == *id_context,
+        );
     }
 
     /// Changes what is known, if it `is` not that already. Under the lock, with the identity as not known.

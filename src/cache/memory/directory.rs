@@ -9,9 +9,11 @@
 //! The words lie in tables without locks. In each table a hash has one line of the processor's cache, in which its word may
 //! be anywhere. A table is never given up: when a line is full in all of them, another table of twice the size comes. New
 //! words go to the largest table that has a place for them. A key that many caches have would fill its line in every table:
-//! what goes beyond [`MOST`] caches is in a map behind a lock.
+//! what goes beyond [`MOST`] caches is in a map behind a lock. A table's lines are allocated by the page, when the first
+//! word of a page comes: no session waits until a large table is ready.
 
 use crate::gate;
+use once_cell::race::OnceBox;
 use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::sync::atomic::{
@@ -20,8 +22,8 @@ use std::sync::atomic::{
 };
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-/// How many lines the first table has, and how many tables there can be: for all sessions that memory can hold.
-const FIRST_LINES: usize = 256;
+/// How many pages the first table has, and how many tables there can be: for all sessions that memory can hold.
+const FIRST_PAGES: usize = 16;
 const TABLES: usize = 24;
 /// How many caches with the same key the tables list.
 const MOST: usize = 4;
@@ -32,7 +34,7 @@ const OWNER_BITS: u32 = 21;
 static FIRST: AtomicU32 = AtomicU32::new(0);
 /// How many tables there are: the first ones.
 static MADE: AtomicUsize = AtomicUsize::new(0);
-static LISTED: [OnceLock<Box<[Line]>>; TABLES] = [const { OnceLock::new() }; TABLES];
+static LISTED: [OnceLock<Table>; TABLES] = [const { OnceLock::new() }; TABLES];
 
 /// The owners beyond [`MOST`], by the hash of the key; and how many these are.
 static MORE: Mutex<Option<HashMap<u64, Vec<u32>>>> = Mutex::new(None);
@@ -41,6 +43,46 @@ static MORE_COUNT: AtomicUsize = AtomicUsize::new(0);
 #[derive(Default)]
 #[repr(align(64))]
 struct Line([AtomicU64; 8]);
+
+const PAGE: usize = 64; // lines, which are 4096 bytes
+type Page = [Line; PAGE];
+
+struct Table(Box<[OnceBox<Page>]>);
+
+impl Table {
+    /// `None` where there is no memory for it.
+    fn new(pages: usize) -> Option<Table> {
+        let mut table = Vec::new();
+        table.try_reserve_exact(pages).ok()?;
+        table.resize_with(pages, OnceBox::new);
+        Some(Table(table.into_boxed_slice()))
+    }
+
+    /// The page of a hash, and the number of its line there.
+    fn place(&self, hash: u64) -> (&OnceBox<Page>, usize) {
+        let line = hash as usize & (self.0.len() * PAGE - 1);
+        (&self.0[line / PAGE], line % PAGE)
+    }
+
+    /// The line of a hash; `None` where nothing was ever written near it.
+    #[inline]
+    fn line(&self, hash: u64) -> Option<&Line> {
+        let (page, line) = self.place(hash);
+        page.get().map(|page| &page[line])
+    }
+
+    /// The same for who is going to write there. `None` where there is no memory for it.
+    fn line_to_fill(&self, hash: u64) -> Option<&Line> {
+        let (page, line) = self.place(hash);
+        let page = page.get_or_try_init(|| {
+            let mut lines = Vec::new();
+            lines.try_reserve_exact(PAGE).map_err(drop)?;
+            lines.resize_with(PAGE, Line::default);
+            <Box<Page>>::try_from(lines).map_err(drop)
+        });
+        page.ok().map(|page| &page[line])
+    }
+}
 
 /// A cache is going to have its first session: whether its sessions are to be listed.
 pub fn enroll(owner: u32) -> bool {
@@ -51,11 +93,17 @@ fn word(hash: u64, owner: u32) -> u64 {
     hash >> OWNER_BITS << OWNER_BITS | u64::from(owner + 1)
 }
 
-/// The line of a hash in each table, the largest table first.
+/// The largest table first.
+#[inline]
+fn tables() -> impl Iterator<Item = &'static Table> {
+    let made = MADE.load(Acquire).min(TABLES);
+    LISTED[..made].iter().rev().filter_map(OnceLock::get)
+}
+
+/// The line of a hash in each table that has one.
 #[inline]
 fn lines(hash: u64) -> impl Iterator<Item = &'static Line> {
-    let made = MADE.load(Acquire).min(TABLES);
-    LISTED[..made].iter().rev().filter_map(OnceLock::get).map(move |table| &table[hash as usize & (table.len() - 1)])
+    tables().filter_map(move |table| table.line(hash))
 }
 
 /// See [`super::shard::Shard::fetch`].
@@ -71,12 +119,8 @@ pub fn fetch(hash: u64) {
 fn grow() -> bool {
     let at = MADE.load(Acquire);
     let Some(place) = LISTED.get(at) else { return false };
-    let mut lines = Vec::new();
-    if lines.try_reserve_exact(FIRST_LINES << at).is_err() {
-        return false;
-    }
-    lines.resize_with(FIRST_LINES << at, Line::default);
-    let _ = place.set(lines.into_boxed_slice());
+    let Some(table) = Table::new(FIRST_PAGES << at) else { return false };
+    let _ = place.set(table);
     MADE.fetch_max(at + 1, AcqRel);
     true
 }
@@ -95,10 +139,13 @@ pub fn add(hash: u64, owner: u32) -> bool {
     let new = word(hash, owner);
     loop {
         let mut same = 0;
-        for word in lines(hash).flat_map(|line| &line.0) {
-            match word.load(Relaxed) {
-                0 if word.compare_exchange(0, new, AcqRel, Relaxed).is_ok() => return true,
-                there => same += usize::from(is_of(there, hash)),
+        for table in tables() {
+            let Some(line) = table.line_to_fill(hash) else { return false };
+            for word in &line.0 {
+                match word.load(Relaxed) {
+                    0 if word.compare_exchange(0, new, AcqRel, Relaxed).is_ok() => return true,
+                    there => same += usize::from(is_of(there, hash)),
+                }
             }
         }
         if same >= MOST {

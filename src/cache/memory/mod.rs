@@ -42,7 +42,7 @@ const LAST: Seconds = Seconds::MAX;
 
 pub struct Memory<S: Session> {
     /// Allocated by the first insertion: most contexts of most programs never cache anything.
-    small: OnceBox<Small<S>>,
+    small: OnceBox<Shard<S>>,
     /// From when the small one was full.
     shards: OnceBox<[Shard<S>; SHARDS]>,
     keyed: &'static Keyed,
@@ -59,12 +59,6 @@ pub struct Memory<S: Session> {
     oldest_first: AtomicBool,
     /// Whether a session that is added again keeps its turn.
     keeps_turns: AtomicBool,
-}
-
-/// The small shard, and the room of all, which has the line to itself when the small shard is not used any more.
-struct Small<S> {
-    shard: Shard<S>,
-    room: Shared,
 }
 
 impl<S: Session> Memory<S> {
@@ -99,12 +93,12 @@ impl<S: Session> Memory<S> {
     }
 
     fn small(&self) -> Option<&Shard<S>> {
-        self.small.get().map(|small| &small.shard)
+        self.small.get()
     }
 
     /// The room that all shards share. `None` before the first insertion.
     fn room(&self) -> Option<&Shared> {
-        self.small.get().map(|small| &small.room)
+        self.small.get().map(|small| &small.shared)
     }
 
     /// See [`Shard::fetch`].
@@ -163,9 +157,9 @@ impl<S: Session> Memory<S> {
         let _alone = self.set_up();
         self.small.get_or_init(|| {
             let listed = self.owner.filter(|&owner| directory::enroll(owner));
-            let room = Shared::default();
-            room.set(self.limit.load(Relaxed), 0);
-            Box::new(Small { shard: self.make_shard(Size::SMALL, listed), room })
+            let small = self.make_shard(Size::SMALL, listed);
+            small.shared.set(self.limit.load(Relaxed), 0);
+            Box::new(small)
         });
     }
 
@@ -174,7 +168,7 @@ impl<S: Session> Memory<S> {
     #[inline(never)]
     fn grow(&self) -> bool {
         let alone = self.set_up();
-        let (Some(Small { shard: small, room }), None) = (self.small.get(), self.shards.get()) else { return true };
+        let (Some(small), None) = (self.small.get(), self.shards.get()) else { return true };
         // On the heap from the first: all of them are larger than the whole stack of some threads.
         let shards = std::iter::repeat_with(|| self.make_shard(Size::FULL, small.listed())).take(SHARDS);
         let Ok(shards) = <Box<[Shard<S>; SHARDS]>>::try_from(shards.collect::<Box<[_]>>()) else { return false };
@@ -191,7 +185,7 @@ impl<S: Session> Memory<S> {
             return false;
         }
         let _ = self.shards.set(shards);
-        room.give(small.room.take_all() as usize);
+        small.shared.give(small.room.take_all() as usize);
         let moved: Vec<_> = locked.take_all().1.collect();
         drop(locked);
         drop(alone);

@@ -5,7 +5,7 @@ use super::directory;
 use super::few::{make_room, Few};
 use super::heap::{Heap, Turn};
 use super::index::{Found, Index, Size};
-use super::room::Room;
+use super::room::{Room, Shared};
 use super::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use super::sync::{enter, Inside, Mutex, MutexGuard};
 use std::sync::PoisonError;
@@ -29,6 +29,8 @@ pub struct Shard<S> {
     contents: Mutex<Contents<S>>,
     /// Read without the lock, changed under it.
     index: Index,
+    /// In the small shard: the room that all shards share. The next field leaves a gap before it, which this one fills.
+    pub shared: Shared,
     soonest: Soonest,
 }
 
@@ -113,6 +115,7 @@ impl<S> Shard<S> {
             contents: Mutex::default(),
             index: Index::new(size),
             room: Room::default(),
+            shared: Shared::default(),
             count: AtomicUsize::new(0),
             changes: AtomicU64::new(0),
             listed,
