@@ -231,8 +231,21 @@ pub(super) fn remove_if_left_over(path: &Path) -> bool {
         if !known || users.any(|process| process != 0 && is_alive(process)) {
             return false;
         }
+        // A child that was forked has not entered itself yet, or its fork failed.
+        let number = |at: usize| bytes.u32(at);
+        if number(offset_of!(Header, forks)) != number(offset_of!(Header, arrived)) && is_mapped(path) {
+            return false;
+        }
     }
     fs::remove_file(path).is_ok()
+}
+
+/// Whether a process has a file mapped, as far as this user may know.
+fn is_mapped(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut maps = processes.filter_map(|process| fs::read_to_string(process.path().join("maps")).ok());
+    maps.any(|maps| maps.contains(name))
 }
 
 /// What is known of the processes, asked once.
@@ -262,4 +275,35 @@ fn started(process: u32) -> Option<u64> {
     // SAFETY: sysconf has no preconditions.
     let second = u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).ok().filter(|&ticks| ticks > 0)?;
     Some(ticks.saturating_mul(1_000_000_000 / second))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::FileExt;
+    use std::process::Command;
+    use std::ptr::null_mut;
+
+    /// nginx makes itself a daemon: its first process ends as soon as it has forked the next one, which may not have run yet.
+    #[test]
+    fn a_board_stays_while_a_child_is_on_its_way() {
+        let mut process = Command::new("true").spawn().unwrap();
+        let ended = process.id();
+        process.wait().unwrap();
+        let path = PathBuf::from(format!("{FOLDER}/{PREFIX}test-{ended}-{}", std::process::id()));
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
+        file.set_len(SIZE as u64).unwrap();
+        file.write_all_at(&MAGIC.to_ne_bytes(), offset_of!(Header, magic) as u64).unwrap();
+        file.write_all_at(&LAYOUT.to_ne_bytes(), offset_of!(Header, layout) as u64).unwrap();
+        file.write_all_at(&1u32.to_ne_bytes(), offset_of!(Header, forks) as u64).unwrap();
+        // SAFETY: a new mapping at a place of the system's choice.
+        let address = unsafe { libc::mmap(null_mut(), SIZE, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+        assert_ne!(address, libc::MAP_FAILED);
+        assert!(!remove_if_left_over(&path));
+        // SAFETY: it was mapped above, and nothing refers to it.
+        unsafe { libc::munmap(address, SIZE) };
+        assert!(remove_if_left_over(&path));
+        assert!(!path.exists());
+    }
 }
