@@ -108,8 +108,12 @@ fn truncation_ends_nobody() {
             file(&area).set_len(1 << 20).unwrap(); // the same length again, but empty
         }
         let before: Vec<u64> = stop.iter().map(|count| count.load(SeqCst)).collect();
-        std::thread::sleep(std::time::Duration::from_millis(30));
-        assert!((1..4).all(|worker| stop[worker].load(SeqCst) > before[worker]), "somebody hangs");
+        let all_go_on = || (1..4).all(|worker| stop[worker].load(SeqCst) > before[worker]);
+        let begun = std::time::Instant::now();
+        while !all_go_on() {
+            assert!(begun.elapsed() < std::time::Duration::from_secs(60), "somebody hangs");
+            std::thread::yield_now();
+        }
         stop[0].store(1, SeqCst);
         children.into_iter().for_each(Child::succeeds);
     }
