@@ -3,7 +3,7 @@
 //! Reprise share a Redis.
 
 use proptest::prelude::*;
-use reprise::cache::redis::keys::{Keys, MOST_KEYS, SEAL};
+use reprise::cache::redis::keys::{sealed_length, Keys, MOST_KEYS};
 use reprise::cache::{Key, Service};
 use std::collections::HashSet;
 use std::fs;
@@ -57,7 +57,7 @@ proptest! {
         let mut record = b"before".to_vec();
         prop_assert!(keys.seal(service, &key, &plain, &mut record));
         prop_assert_eq!(&record[..6], b"before", "appended");
-        prop_assert_eq!(record.len(), 6 + plain.len() + SEAL);
+        prop_assert_eq!(record.len(), 6 + sealed_length(plain.len()));
         prop_assert_eq!(keys.open(service, &key, &record[6..]), Some(plain));
     }
 
@@ -129,12 +129,16 @@ fn the_formats_stay() {
     let id: Vec<u8> = (0..32).collect();
     let key = key(0x304, &id);
     assert_eq!(&*keys.service_name(service), "bbaa65cb5706b80e4737ee12c033d952");
+    let fleet = Keys::parse(&format!("fleet {}{}", line(0x22), line(0x11))).unwrap();
+    assert_eq!(&*fleet.service_name(service), "7d07f35eb13aa26f7fd01839bc0225e9");
     let name = keys.name(service, &key);
     assert_eq!((name.bucket, &*name.text), (192, "08dca54df2ca71662ff9ab40fa09d39a"));
     assert!(keys.vouches(service, &hex("6465666768696a6b6c6d6e6f70717273d51d73e62184b0c9dd4ae28b7b1722a9")));
-    let record = hex(
-        "017985108dc8c9cacbcccdcecfd0d1d2d3d4d5d6d7d8d9dadbdcdddedf801b287f9b440115940a77905f7ace471578141bb20890466c",
-    );
+    let record =
+        hex("027985108dc8c9cacbcccdcecfd0d1d2d3d4d5d6d7d8d9dadbdcdddedfe83b5b1a89171b1f8989950cde9f8e7e705072\
+         5d190e5d27c92372c8659ede636a17d1a92155a6384bc86c6ff94ee014880e66fa933a951b975423266d7cb37f421f64\
+         383998c3b159edb798a4aa0d6ac5e76000c77c4ee967dd9deea724a8698fd1376199bc05f31961381eb90efcd222254f\
+         50ed8ac71c185066c9aaad21269b7dc5435e91cd51855c1d92aabcf41f");
     assert_eq!(keys.open(service, &key, &record).as_deref(), Some(&b"a session"[..]));
 }
 
@@ -265,6 +269,31 @@ fn a_skipped_step_or_a_removed_key_loses_sessions() {
         assert_eq!(found, (writer, reader) == (3, 1), "{writer} to {reader}");
     }
     assert!(!stages[3].vouches([1, 2], &issued(&stages[0], [1, 2])), "a removed key vouches for nothing");
+}
+
+/// Who has no key file cannot work out the name of a service, and a rotation does not change it.
+#[test]
+fn the_name_of_a_service_is_keyed_and_stays_in_a_rotation() {
+    let fleet = |secret: u8, stage: &[u8]| {
+        let keys: String = stage.iter().map(|number| line(*number)).collect();
+        Keys::parse(&format!("# comment\nfleet {}{keys}", line(secret))).unwrap()
+    };
+    let names: HashSet<_> = STAGES.iter().map(|stage| fleet(7, stage).service_name([1, 2])).collect();
+    assert_eq!(names.len(), 1);
+    assert!(!names.contains(&keys(STAGES[0]).service_name([1, 2])) && fleet(7, STAGES[0]).hides_services());
+    assert!(!names.contains(&fleet(8, STAGES[0]).service_name([1, 2])));
+    let twice = Keys::parse(&format!("fleet {}fleet {}{}", line(7), line(8), line(1))).unwrap_err();
+    assert!(twice.contains("line 2"), "{twice}");
+    assert!(Keys::parse("fleet 12\n").unwrap_err().contains("line 1: it has 2 hex digits"));
+}
+
+/// Contents that differ in length by less than a block look alike.
+#[test]
+fn lengths_are_hidden_within_a_block() {
+    let (keys, key) = (keys(&[1]), key(0x304, &[7; 32]));
+    let lengths: HashSet<_> =
+        (125..=252).map(|length| sealed(&keys, [1, 2], &key, &vec![b'x'; length]).len()).collect();
+    assert_eq!(lengths.len(), 1);
 }
 
 #[test]

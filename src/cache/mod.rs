@@ -123,9 +123,17 @@ pub trait Cache<S: Session>: Send + Sync {
     fn get(&self, key: &Key) -> Option<S>;
     /// Out of the cache, to one caller only.
     fn take(&self, key: &Key) -> Option<S>;
-    /// Takes out what has the key of `session`.
+    /// The same for a ticket with early data, and whether that may be accepted: nobody can have accepted it before.
+    fn redeem(&self, key: &Key) -> Option<(S, bool)> {
+        self.take(key).map(|session| (session, true))
+    }
+    /// Out of the cache, for good: also what another process has stored and is still on its way does not come back.
+    fn remove(&self, key: &Key) -> Option<S> {
+        self.take(key)
+    }
+    /// The same for what has the key of `session`.
     fn take_like(&self, session: &S) -> Option<S> {
-        self.take(&session.key())
+        self.remove(&session.key())
     }
     /// Takes `session` out if this very object is cached.
     fn take_same(&self, session: &S) -> Option<S>;

@@ -1266,12 +1266,15 @@ impl Context {
     }
 
     fn lookup_internal(&self, ctx: Ctx, connection: &Connection, key: &Key, once: bool) -> Option<Session> {
-        let found = if once { self.cache().take(key) } else { self.cache().get(key) };
-        let Some(session) = found else {
+        let found = if once { self.cache().redeem(key) } else { self.cache().get(key).map(|session| (session, true)) };
+        let Some((session, with_early_data)) = found else {
             self.count(Count::Misses);
             return None;
         };
         if once {
+            if !with_early_data {
+                session.refuse_early_data();
+            }
             // What is not resumed now has left all the same, and the program hears of it (CB5).
             if self.is_too_old(&session) {
                 self.count(Count::Misses);

@@ -12,7 +12,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -441,6 +441,11 @@ pub struct Sentinels {
 
 impl Sentinels {
     pub fn start(sandbox: &Sandbox, more: &[&str]) -> Sentinels {
+        Sentinels::configured(sandbox, more, &[])
+    }
+
+    /// With more lines for the servers, and for the sentinels.
+    pub fn configured(sandbox: &Sandbox, more: &[&str], of_sentinels: &[&str]) -> Sentinels {
         let master = Redis::start(sandbox, more);
         let replica_of = format!("replicaof 127.0.0.1 {}", master.port);
         let replica = || Redis::start(sandbox, &[&[replica_of.as_str()], more].concat());
@@ -450,7 +455,7 @@ impl Sentinels {
             "sentinel down-after-milliseconds fleet 500".into(),
             "sentinel failover-timeout fleet 3000".into(),
         ];
-        let lines = lines.each_ref().map(String::as_str);
+        let lines: Vec<&str> = lines.iter().map(String::as_str).chain(of_sentinels.iter().copied()).collect();
         let sentinel = |_| {
             let port = free_port();
             Redis::configured(sandbox, port, &format!("port {port}"), &lines, true)
@@ -465,6 +470,13 @@ impl Sentinels {
             }) && sentinels.servers[1..].iter().all(is_in_sync)
         });
         sentinels
+    }
+
+    /// One more sentinel, of nobody's: it watches `other` under the same name and knows of no failover.
+    pub fn stale(sandbox: &Sandbox, other: &Redis, more: &[&str]) -> Redis {
+        let port = free_port();
+        let monitor = format!("sentinel monitor fleet 127.0.0.1 {} 1", other.port);
+        Redis::configured(sandbox, port, &format!("port {port}"), &[&[monitor.as_str()], more].concat(), true)
     }
 
     /// HOST:PORT of the Sentinels, with commas between.
@@ -503,6 +515,10 @@ pub enum Mode {
     Pass,
     /// Each answer comes so much later.
     Delay(Duration),
+    /// One in ten answers comes so much later.
+    Sometimes(Duration),
+    /// Each byte of an answer comes so much later than the one before it.
+    Drip(Duration),
     /// Accepts and passes requests; the answers come when the mode is another.
     Hold,
     /// Random bytes as answers.
@@ -522,13 +538,14 @@ pub struct Proxy {
 }
 
 struct Shared {
-    upstream: u16,
+    upstream: AtomicU16,
     mode: Mutex<Mode>,
     changed: Condvar,
     ended: AtomicBool,
     open: Mutex<Vec<TcpStream>>,
     connections: AtomicU64,
     requests: AtomicU64,
+    answers: AtomicU64,
 }
 
 impl Proxy {
@@ -536,13 +553,14 @@ impl Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
         let shared = Arc::new(Shared {
-            upstream,
+            upstream: AtomicU16::new(upstream),
             mode: Mutex::new(Mode::Pass),
             changed: Condvar::new(),
             ended: AtomicBool::new(false),
             open: Mutex::new(Vec::new()),
             connections: AtomicU64::new(0),
             requests: AtomicU64::new(0),
+            answers: AtomicU64::new(0),
         });
         let accepting = shared.clone();
         thread::spawn(move || {
@@ -562,6 +580,12 @@ impl Proxy {
         if mode == Mode::Refuse {
             self.shared.close_all();
         }
+    }
+
+    /// From now on connections go to another server; those that are open end.
+    pub fn redirect(&self, upstream: u16) {
+        self.shared.upstream.store(upstream, SeqCst);
+        self.shared.close_all();
     }
 
     /// How many were accepted, or refused.
@@ -599,7 +623,7 @@ impl Shared {
         self.connections.fetch_add(1, SeqCst);
         let refuses = *self.mode.lock().unwrap() == Mode::Refuse;
         // A server that is not there is one that refuses.
-        let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, self.upstream)) else { return };
+        let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, self.upstream.load(SeqCst))) else { return };
         if refuses {
             return;
         }
@@ -611,12 +635,20 @@ impl Shared {
         let (requests, answers) = (self.clone(), self);
         let (from, to) = (clone(&client), clone(&server));
         thread::spawn(move || {
-            pump(from, to, |_| {
+            pump(from, to, |bytes, to| {
                 requests.requests.fetch_add(1, SeqCst);
-                true
+                to.write_all(bytes).is_ok()
             })
         });
-        thread::spawn(move || pump(server, client, |bytes| answers.mistreat(bytes)));
+        thread::spawn(move || pump(server, client, |bytes, to| answers.mistreat(bytes) && answers.pass(bytes, to)));
+    }
+
+    fn pass(&self, bytes: &[u8], to: &mut TcpStream) -> bool {
+        let Mode::Drip(pause) = *self.mode.lock().unwrap() else { return to.write_all(bytes).is_ok() };
+        bytes.iter().all(|byte| {
+            thread::sleep(pause);
+            to.write_all(&[*byte]).is_ok()
+        })
     }
 
     fn mode_but_hold(&self) -> Mode {
@@ -627,8 +659,13 @@ impl Shared {
     /// What becomes of an answer; `false` to close the connection instead.
     fn mistreat(&self, bytes: &mut [u8]) -> bool {
         match self.mode_but_hold() {
-            Mode::Pass | Mode::Hold => {}
+            Mode::Pass | Mode::Hold | Mode::Drip(_) => {}
             Mode::Delay(by) => thread::sleep(by),
+            Mode::Sometimes(by) => {
+                if self.answers.fetch_add(1, SeqCst) % 10 == 9 {
+                    thread::sleep(by);
+                }
+            }
             Mode::Garbage => File::open("/dev/urandom").unwrap().read_exact(bytes).unwrap(),
             Mode::Garbled => flip_values(bytes),
             Mode::Cut | Mode::Refuse => return false,
@@ -637,11 +674,11 @@ impl Shared {
     }
 }
 
-fn pump(mut from: TcpStream, mut to: TcpStream, mut pass: impl FnMut(&mut [u8]) -> bool) {
+fn pump(mut from: TcpStream, mut to: TcpStream, mut pass: impl FnMut(&mut [u8], &mut TcpStream) -> bool) {
     let mut bytes = vec![0; 1 << 16];
     loop {
         match from.read(&mut bytes) {
-            Ok(length) if length > 0 && pass(&mut bytes[..length]) && to.write_all(&bytes[..length]).is_ok() => {}
+            Ok(length) if length > 0 && pass(&mut bytes[..length], &mut to) => {}
             _ => break,
         }
     }

@@ -22,7 +22,7 @@ Examples:
   reprise cache flush \"$REPRISE_CACHE\"    # a cache in Redis: its whole URL
 
 NAME is as in shm:NAME, also an absolute path, or the URL of a cache in Redis as programs have it. Of that, `show` tells
-what its servers say of themselves; how many sessions it has nobody counts. `flush` ends the sessions of all services that
+what its servers say of themselves and, by a sample, how many sessions it has. `flush` ends the sessions of all services that
 use its prefix, on all machines: it looks for their control keys among all keys of the database, in small steps. Sessions
 that a process has yet to write stay. `ls` and `rm` know only shared memory.
 
@@ -142,6 +142,14 @@ fn redis_text(spec: &Spec, nodes: &[check::Node]) -> String {
         if let Some(keys) = node.keys {
             let _ = writeln!(text, "{:<19}{keys} (of everybody who uses the database)", "keys");
         }
+        if let Some([sessions, voids]) = node.sessions {
+            let _ = writeln!(text, "{:<19}{sessions}, about", "sessions");
+            let _ = writeln!(
+                text,
+                "{:<19}{voids}, about: they stand for sessions that were removed or used up",
+                "void records"
+            );
+        }
     }
     text
 }
@@ -150,7 +158,8 @@ fn redis_object(spec: &Spec, nodes: &[check::Node]) -> serde_json::Value {
     let node = |node: &check::Node| {
         let facts: serde_json::Map<_, _> =
             FACTS.iter().zip(&node.facts).map(|(name, fact)| (name.to_string(), fact.as_str().into())).collect();
-        serde_json::json!({ "address": node.name, "info": facts, "keys": node.keys })
+        serde_json::json!({ "address": node.name, "info": facts, "keys": node.keys,
+            "sessions": node.sessions.map(|[sessions, _]| sessions), "void_records": node.sessions.map(|[_, voids]| voids) })
     };
     serde_json::json!({ "url": spec.to_string(), "nodes": nodes.iter().map(node).collect::<Vec<_>>() })
 }

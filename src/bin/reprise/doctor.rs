@@ -134,6 +134,15 @@ fn redis(spec: &Spec, sentences: &mut Vec<String>) -> bool {
         }
     }
     sentences.extend(report.warnings.iter().map(|warning| warning.trim_end_matches('.').to_owned() + "."));
+    if let Some((seals, others)) = report.keys.split_first() {
+        let others = if others.is_empty() {
+            String::new()
+        } else {
+            format!(", and opens also what {} sealed", others.join(" or "))
+        };
+        sentences.push(format!("The key {seals} seals here{others}: these are the keys that machines must agree on."));
+    }
+    sentences.extend(report.advice);
     works
 }
 

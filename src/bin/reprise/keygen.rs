@@ -14,7 +14,8 @@ use zeroize::Zeroizing;
 /// The machines of a fleet share a file of keys, which their REPRISE_CACHE names (key=FILE). The first key seals what
 /// goes to Redis, every key opens what comes from there. Without --key-file a line for such a file is printed; with
 /// it alone the file is made (mode 0600). Give servers that drop root's rights a file that their group may read:
-/// chgrp and chmod 0640. It is never printed what a file holds.
+/// chgrp and chmod 0640. The line `fleet` of a file that is made here keeps the names of services secret; it stays in a
+/// rotation. Key contents are never printed.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -62,7 +63,8 @@ pub fn run(args: &Args) -> Done {
         change(path, |lines| last_of_several(lines).map(|last| drop(lines.remove(last))))
             .map(|keys| format!("has {keys}, what was the last one is gone. Next: this file on all machines."))
     } else {
-        create(path, &line())
+        // The names of services are keyed with the first line, which no rotation changes.
+        create(path, &Zeroizing::new(Keys::generate_fleet() + "\n" + &line()))
             .map(|()| "has 1 key. Next: this file on all machines, and key= in their REPRISE_CACHE.".into())
     };
     let said: String = said.map_err(|error| Failure(1, error))?;

@@ -518,6 +518,8 @@ fn link_json(link: &Link) -> Value {
         "cache": link.cache,
         "broken": link.numbers.of(Vital::IsBroken) != 0,
         "queue": link.numbers.of(Vital::Queue),
+        "to_remove": link.numbers.of(Vital::ToRemove),
+        "oldest_unwritten": link.numbers.of(Vital::OldestUnwritten),
         "counters": vital_json(&link.numbers),
         "answers": link.numbers.answers(),
         "p50_seconds": link.numbers.quantile(0.5).and_then(seconds),

@@ -4,10 +4,12 @@
 //! A fleet's servers must be able to start while its Redis is away, and a mistake must be said before they do. So what
 //! somebody has to put right is an error, and what may pass by itself is a warning.
 
+use super::generations;
 use super::keys::Keys;
-use super::server::{self, set, Connection, How, Server};
-use super::url::{Servers, Spec};
-use redis::{ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
+use super::server::{self, exchange, set, Connection, Server};
+use super::url::Spec;
+use super::void::Void;
+use redis::{ErrorKind, RedisError, RedisResult, ServerErrorKind};
 use std::collections::BTreeSet;
 use std::error::Error;
 use std::io;
@@ -23,6 +25,10 @@ pub struct Report {
     pub version: String,
     /// Sentences about what is not as it should be, each with the URL before it.
     pub warnings: Vec<String>,
+    /// The fleet keys, by what tells which one sealed a record; the first one seals.
+    pub keys: Vec<String>,
+    /// Sentences about settings with which a server may forget what was removed, or accept no early data.
+    pub advice: Vec<String>,
 }
 
 /// One server, or a master of a cluster.
@@ -33,6 +39,8 @@ pub struct Node {
     pub facts: Vec<String>,
     /// All keys of the database, whosesoever.
     pub keys: Option<u64>,
+    /// How many sessions are among them, and how many void records; by a sample.
+    pub sessions: Option<[u64; 2]>,
 }
 
 /// The fields of INFO that are worth knowing.
@@ -51,9 +59,16 @@ pub const FACTS: [&str; 9] = [
 /// Whether Redis can be used as the URL says: keys, certificates, the connection, who may do what there. The error is a
 /// sentence for a person: it will not do until somebody changes something.
 pub fn check(spec: &Spec) -> Result<Report, String> {
-    Keys::read(&spec.key_file)?;
+    let keys = Keys::read(&spec.key_file)?;
     let server = Server::new(spec)?;
-    let mut report = Report::default();
+    let mut report = Report { keys: keys.hints(), ..Report::default() };
+    if !keys.hides_services() {
+        report.advice.push(
+            "The key file has no line `fleet`, as `reprise keygen` makes one: who reads Redis can tell which servers there \
+             are."
+                .into(),
+        );
+    }
     let judge = |report: &mut Report, error: RedisError| match may_pass(&error) {
         true => {
             report.warnings.push(format!("{spec}: {}", words(&error, spec)));
@@ -61,10 +76,9 @@ pub fn check(spec: &Spec) -> Result<Report, String> {
         }
         false => Err(format!("{spec}: {}", words(&error, spec))),
     };
-    // A cluster only says that it has no connection; its nodes say why.
-    let nodes = || matches!(spec.servers, Servers::Cluster(_)).then(|| server.masters(spec.connect)).transpose();
-    let connected = nodes().and_then(|_| server.connect(spec.connect)).and_then(|mut connection| {
-        connection.set_timeout(spec.connect)?;
+    let connected = node_for_checks(&server, spec).and_then(|mut connection| {
+        connection.set_timeout(spec.connect);
+        connection.known_life()?; // logs in, which a lookup does not wait for
         let began = Instant::now();
         connection.ping().map(|()| (connection, began.elapsed()))
     });
@@ -85,6 +99,7 @@ pub fn check(spec: &Spec) -> Result<Report, String> {
     if let Err(error) = attempt(&mut connection, spec) {
         judge(&mut report, error)?;
     }
+    report.advice.extend(advice(&mut connection, &info));
     let policy: String = info.get("maxmemory_policy").unwrap_or_default();
     if policy.starts_with("allkeys") {
         report.warnings.push(format!(
@@ -95,14 +110,54 @@ pub fn check(spec: &Spec) -> Result<Report, String> {
     Ok(report)
 }
 
+fn advice(connection: &mut Connection, info: &redis::InfoDict) -> Vec<String> {
+    let field = |name: &str| info.get::<String>(name);
+    let mut advice = Vec::new();
+    if field("run_id").is_none() {
+        advice.push("The user may not use INFO, so early data is always refused (ACL SETUSER ... +info).".into());
+    }
+    // Who may not ask for it is not told.
+    let save = connection.ask(redis::cmd("CONFIG").arg("GET").arg("save")).ok();
+    let save: Option<(String, String)> = save.and_then(|save| redis::from_redis_value(save).ok());
+    if save.is_some_and(|(_, times)| !times.is_empty()) && field("aof_enabled").as_deref() == Some("0") {
+        advice.push(
+            "It saves snapshots and no append-only file: after a restart, sessions that were removed since the last \
+             snapshot are there again (save \"\", or appendonly yes with appendfsync always)."
+                .into(),
+        );
+    }
+    let has_replicas = field("connected_slaves").is_some_and(|count| count != "0");
+    if has_replicas && field("min_slaves_good_slaves").is_none() {
+        advice.push(
+            "It has replicas and does not wait for any: after a failover, sessions that were removed just before may be \
+             there again (min-replicas-to-write 1, min-replicas-max-lag 1)."
+                .into(),
+        );
+    }
+    advice
+}
+
+/// Of a Cluster, the node that has the key of [`attempt`].
+fn node_for_checks(server: &Server, spec: &Spec) -> RedisResult<Connection> {
+    let slot = server::slot(CHECKS);
+    let node =
+        server.topology(&[], spec.connect)?.into_iter().find(|range| (range.slots[0]..=range.slots[1]).contains(&slot));
+    server.connect(node.map(|range| range.node).as_ref(), spec.connect)
+}
+
+const CHECKS: &str = "check";
+
 /// Each command that the cache needs, once, on a key of no session.
 fn attempt(connection: &mut Connection, spec: &Spec) -> RedisResult<()> {
     let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos());
-    let key = format!("{}{{check}}:{}-{time}", spec.prefix, std::process::id());
-    connection.ask(&set(&key, b"1", Duration::from_secs(5), How::Always))?;
+    let key = format!("{}{{{CHECKS}}}:{}-{time}", spec.prefix, std::process::id());
+    let five_seconds = Duration::from_secs(5);
+    connection.ask(&set(&key, b"1", five_seconds))?;
+    connection.ask(&exchange(&key, b"1", b"2", five_seconds))?;
     connection.get(&key, &key)?;
-    connection.ask(redis::cmd("INCR").arg(&key))?;
-    connection.take(&key, &key)?;
+    connection.ask(redis::cmd("INCRBY").arg(&key).arg(1))?;
+    connection.ask(redis::cmd("GETEX").arg(&key).arg("EX").arg(5))?;
+    connection.take(&key, &key, Void::new())?;
     connection.ask(redis::cmd("DEL").arg(&key)).map(drop)
 }
 
@@ -114,9 +169,41 @@ pub fn show(spec: &Spec) -> Result<Vec<Node>, String> {
         let info = connection.info().map_err(says)?;
         let facts = FACTS.map(|field| info.get(field).unwrap_or_default());
         let keys = connection.ask(&redis::cmd("DBSIZE")).and_then(|keys| Ok(redis::from_redis_value(keys)?)).ok();
-        nodes.push(Node { name, facts: facts.into(), keys });
+        let sessions = keys.and_then(|keys| count(&mut connection, spec, keys).ok());
+        nodes.push(Node { name, facts: facts.into(), keys, sessions });
     }
     Ok(nodes)
+}
+
+/// How many sessions and void records there are among `all` keys: what is so of the first ones that SCAN tells, which are
+/// as good as any, since it tells them in the order of their hashes.
+fn count(connection: &mut Connection, spec: &Spec, all: u64) -> RedisResult<[u64; 2]> {
+    const SAMPLE: usize = 2000;
+    let (mut cursor, mut seen) = (0u64, 0);
+    let mut found = [0; 2];
+    loop {
+        let mut scan = redis::cmd("SCAN");
+        scan.arg(cursor).arg("COUNT").arg(500);
+        let (next, keys): (u64, Vec<Vec<u8>>) = redis::from_redis_value(connection.ask(&scan)?)?;
+        seen += keys.len();
+        let is_record = |key: &&Vec<u8>| {
+            key.starts_with(spec.prefix.as_bytes()) && !key.ends_with(b":generation") && !key.ends_with(b":foreign")
+        };
+        let lengths = keys.iter().filter(is_record).map(|key| {
+            let mut length = redis::cmd("STRLEN");
+            length.arg(key);
+            length
+        });
+        for length in connection.pipeline(lengths.collect())?.into_iter().flatten() {
+            let length: usize = redis::from_redis_value(length)?;
+            found[usize::from(length == Void::SIZE)] += u64::from(length > 0);
+        }
+        cursor = next;
+        if cursor == 0 || seen >= SAMPLE {
+            let share = |found: u64| (found as f64 * all as f64 / seen.max(1) as f64).round() as u64;
+            return Ok(if cursor == 0 { found } else { found.map(share) });
+        }
+    }
 }
 
 /// Flushes every service that has sessions under the URL's prefix, and says how many there are. The keys are gone through
@@ -144,12 +231,7 @@ fn flush_node(connection: &mut Connection, spec: &Spec, services: &mut BTreeSet<
         scan.arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(1000);
         let (next, found): (u64, Vec<String>) = redis::from_redis_value(connection.ask(&scan)?)?;
         if !found.is_empty() {
-            let raise = found.iter().map(|key| {
-                let mut raise = redis::cmd("INCR");
-                raise.arg(key);
-                raise
-            });
-            connection.pipeline(raise.collect())?.into_iter().try_for_each(|told| told.extract_error().map(drop))?;
+            generations::flush(connection, &found)?;
             let service = |key: &str| Some(key.rsplit_once('{')?.1.rsplit_once('-')?.0.to_owned());
             services.extend(found.iter().filter_map(|key| service(key)));
         }
@@ -187,37 +269,5 @@ fn words(error: &RedisError, spec: &Spec) -> String {
         true if spec.tls.is_some() => format!("no answer within {:?}, or one without TLS", spec.connect),
         true => format!("no answer within {:?}", spec.connect),
         false => server::words(error),
-    }
-}
-
-/// The masters that `CLUSTER NODES` names, as host and port; a node that does not know its own address is `asked`.
-pub(super) fn masters(nodes: &Value, asked: &str) -> Vec<(String, u16)> {
-    let text: String = redis::from_redis_value_ref(nodes).unwrap_or_default();
-    let master = |line: &str| {
-        let mut words = line.split(' ').skip(1);
-        let (address, flags) = (words.next()?, words.next()?);
-        let mut flags = flags.split(',');
-        let (host, port) = address.split(['@', ',']).next()?.rsplit_once(':')?;
-        let host = if host.is_empty() { asked } else { host };
-        let is_up = flags.clone().any(|flag| flag == "master") && !flags.any(|flag| matches!(flag, "fail" | "noaddr"));
-        is_up.then_some((host.to_owned(), port.parse().ok()?))
-    };
-    text.lines().filter_map(master).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn masters_are_found_among_the_nodes_of_a_cluster() {
-        let text = "07c3 127.0.0.1:30004@31004,host4 slave e7d1 0 1426 4 connected\n\
-                    67ed 127.0.0.1:30002@31002,host2 master - 0 1426 2 connected 5461-10922\n\
-                    292f 127.0.0.1:30003@31003 master,fail - 0 1426 3 connected 10923-16383\n\
-                    9abc ::1:30005@31005 master - 0 1426 3 connected\n\
-                    e7d1 :30001@31001 myself,master - 0 0 1 connected 0-5460\n";
-        let found = masters(&Value::BulkString(text.into()), "seed");
-        let expected = [("127.0.0.1", 30002), ("::1", 30005), ("seed", 30001)];
-        assert_eq!(found, expected.map(|(host, port)| (host.to_string(), port)));
     }
 }

@@ -12,16 +12,18 @@
 //!
 //! A sealed record is format (1 byte), hint (4), nonce (24, random), ciphertext, tag (16). Its associated data is
 //! format, service (two little-endian words), version (4, little-endian), length of the id (1) and the id: it opens as
-//! what it was sealed as, or not at all.
+//! what it was sealed as, or not at all. What is sealed is the length (4 bytes, little-endian), the content, and zeros up
+//! to a multiple of 128 bytes: the length of a record tells little of the server name and the certificates in it.
 //!
 //! Rotation is to disturb nobody. The file goes from `A` to `A B`, to `B A`, to `B`, and each step is complete
 //! on all machines before the next one begins. So two machines are never more than a step apart, and
 //! - every machine can open what another one seals: the first key of one is always somewhere in the file of the other;
 //! - an issued id has one name for all, under the key that issued it. Any other id is named under the first key of who
 //!   writes it, and looked for under all;
-//! - no keyed name can be the same on all: `A` and `A B` would have to agree on A, `B A` and `B` on B, and `A B` and
-//!   `B A` with each other. What has to be the same on all, the name of a service, is therefore a plain hash.
-//!   It tells who knows a server's certificate and configuration that this server is there, and nothing of its sessions.
+//! - no name that is keyed with one of these keys can be the same on all: `A` and `A B` would have to agree on A, `B A` and
+//!   `B` on B, and `A B` and `B A` with each other. What has to be the same on all is the name of a service. So the file
+//!   has a secret for that which stays in a rotation: the line `fleet`. Without that line the name is a plain hash, which
+//!   tells who knows a server's certificate and configuration that this server is there.
 
 use super::super::{shm, Key, Service, LONGEST};
 use chacha20poly1305::{aead::AeadInOut, KeyInit, Tag, XChaCha20Poly1305, XNonce};
@@ -42,14 +44,24 @@ const KEY: usize = 32;
 const LONGEST_FILE: usize = 64 << 10;
 
 /// The first byte of a sealed record.
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 const HINT: usize = 4;
 const NONCE: usize = 24;
 const TAG: usize = 16;
 /// What goes before the ciphertext.
 const HEAD: usize = 1 + HINT + NONCE;
-/// How many bytes a sealed record is longer than its content.
-pub const SEAL: usize = HEAD + TAG;
+/// What goes before the content.
+const LENGTH: usize = 4;
+/// Contents are filled up to a multiple of this.
+const BLOCK: usize = 128;
+
+/// How long the sealed record of so many bytes is.
+pub const fn sealed_length(content: usize) -> usize {
+    HEAD + (LENGTH + content).div_ceil(BLOCK) * BLOCK + TAG
+}
+
+/// What begins the line of the secret that the names of services are keyed with.
+const FLEET: &str = "fleet ";
 
 /// Of an issued id: so many random bytes, then the MAC.
 const RANDOM: usize = 16;
@@ -94,7 +106,10 @@ pub struct Name {
 }
 
 /// At least one. What they hold is overwritten when they are dropped.
-pub struct Keys(Vec<Subkeys>);
+pub struct Keys {
+    keys: Vec<Subkeys>,
+    services: Option<Hmac<Sha256>>,
+}
 
 struct Subkeys {
     hint: [u8; HINT],
@@ -105,7 +120,7 @@ struct Subkeys {
 
 impl fmt::Debug for Keys {
     fn fmt(&self, to: &mut fmt::Formatter) -> fmt::Result {
-        write!(to, "{} keys", self.0.len())
+        write!(to, "{} keys", self.keys.len())
     }
 }
 
@@ -215,7 +230,15 @@ impl Keys {
     /// From lines of 64 hex digits. From a `#` on, a line is a comment.
     pub fn parse(text: &str) -> Result<Keys, String> {
         let mut keys: Vec<(usize, Zeroizing<[u8; KEY]>)> = Vec::with_capacity(MOST_KEYS);
+        let mut services = None;
         for (number, line) in (1..).zip(text.lines()) {
+            if let Some(secret) = fleet(line) {
+                let secret = decode(secret).map_err(|problem| format!("line {number}: {problem}"))?;
+                if services.replace(hmac(&secret)).is_some() {
+                    return Err(format!("line {number} is another line `fleet`"));
+                }
+                continue;
+            }
             let Some(digits) = digits(line) else { continue };
             let key = decode(digits).map_err(|problem| format!("line {number}: {problem}"))?;
             if let Some((first, _)) = keys.iter().find(|(_, known)| *known == key) {
@@ -229,7 +252,7 @@ impl Keys {
         if keys.is_empty() {
             return Err("there is no key in it (`reprise keygen` makes one)".into());
         }
-        Ok(Keys(keys.iter().map(|(_, key)| Subkeys::new(key)).collect()))
+        Ok(Keys { keys: keys.iter().map(|(_, key)| Subkeys::new(key)).collect(), services })
     }
 
     /// A fresh line, without its end. For the command and for tests: it panics where the system has no random numbers.
@@ -242,15 +265,30 @@ impl Keys {
         line
     }
 
+    /// A fresh line `fleet`, without its end.
+    pub fn generate_fleet() -> String {
+        FLEET.to_owned() + &Keys::generate()
+    }
+
+    /// Whether the names of services are keyed.
+    pub fn hides_services(&self) -> bool {
+        self.services.is_some()
+    }
+
+    /// The keys in words that show nothing of them, the one that seals first: the four bytes that records begin with.
+    pub fn hints(&self) -> Vec<String> {
+        self.keys.iter().map(|key| key.hint.iter().map(|byte| format!("{byte:02x}")).collect()).collect()
+    }
+
     /// Of which key an id was issued under.
     fn voucher(&self, service: Service, id: &[u8]) -> Option<&Subkeys> {
         let (random, mac) = id.split_at_checked(RANDOM).filter(|_| id.len() == LONGEST)?;
-        self.0.iter().find(|key| key.id_mac(service, random).verify_truncated_left(mac).is_ok())
+        self.keys.iter().find(|key| key.id_mac(service, random).verify_truncated_left(mac).is_ok())
     }
 
     /// What Redis is to call the session: under the key that vouches for its id, or else the first one.
     pub fn name(&self, service: Service, key: &Key) -> Name {
-        let subkeys = self.voucher(service, key.id()).or(self.0.first());
+        let subkeys = self.voucher(service, key.id()).or(self.keys.first());
         let bound = Bound::new(service, key);
         subkeys.map_or(Name { bucket: 0, text: Hex([b'0'; 32]) }, |subkeys| subkeys.name(&bound))
     }
@@ -259,17 +297,23 @@ impl Keys {
     /// program's own under another key.
     pub fn names(&self, service: Service, key: &Key) -> impl Iterator<Item = Name> + '_ {
         let voucher = self.voucher(service, key.id());
-        let others = if voucher.is_some() { &[] } else { &self.0[..] };
+        let others = if voucher.is_some() { &[] } else { &self.keys[..] };
         let bound = Bound::new(service, key);
         voucher.into_iter().chain(others).map(move |subkeys| subkeys.name(&bound))
     }
 
     /// What Redis is to call the service: the same whatever the keys are, see above.
     pub fn service_name(&self, service: Service) -> Hex {
-        Hex::new(&Sha256::new().chain_update("reprise service").chain_update(bytes(service)).finalize())
+        match &self.services {
+            Some(secret) => {
+                let keyed = secret.clone().chain_update("reprise service").chain_update(bytes(service));
+                Hex::new(&keyed.finalize().into_bytes())
+            }
+            None => Hex::new(&Sha256::new().chain_update("reprise service").chain_update(bytes(service)).finalize()),
+        }
     }
 
-    /// Appends the sealed record, [`SEAL`] bytes longer than `plain`. `false`, with nothing appended, where there
+    /// Appends the sealed record, [`sealed_length`] bytes. `false`, with nothing appended, where there
     /// is no memory or no random number for it.
     pub fn seal(&self, service: Service, key: &Key, plain: &[u8], out: &mut Vec<u8>) -> bool {
         let before = out.len();
@@ -281,15 +325,18 @@ impl Keys {
     }
 
     fn try_seal(&self, service: Service, key: &Key, plain: &[u8], out: &mut Vec<u8>) -> Option<()> {
-        let subkeys = self.0.first()?;
+        let subkeys = self.keys.first()?;
         let mut nonce = [0; NONCE];
         getrandom::fill(&mut nonce).ok()?;
-        out.try_reserve(plain.len().checked_add(SEAL)?).ok()?;
+        let length = u32::try_from(plain.len()).ok()?;
+        out.try_reserve(sealed_length(plain.len())).ok()?;
         out.push(FORMAT);
         out.extend_from_slice(&subkeys.hint);
         out.extend_from_slice(&nonce);
         let start = out.len();
+        out.extend_from_slice(&length.to_le_bytes());
         out.extend_from_slice(plain);
+        out.resize(start + (LENGTH + plain.len()).div_ceil(BLOCK) * BLOCK, 0);
         let bound = Bound::new(service, key);
         let buffer = out.get_mut(start..)?.into();
         let tag = subkeys.cipher.encrypt_inout_detached(&XNonce::from(nonce), bound.all(), buffer).ok()?;
@@ -307,12 +354,17 @@ impl Keys {
             return None;
         }
         let bound = Bound::new(service, key);
-        self.0.iter().filter(|subkeys| subkeys.hint == *hint).find_map(|subkeys| {
+        self.keys.iter().filter(|subkeys| subkeys.hint == *hint).find_map(|subkeys| {
             let mut plain = Vec::new();
             plain.try_reserve_exact(content.len()).ok()?;
             plain.extend_from_slice(content);
             let buffer = plain.as_mut_slice().into();
             subkeys.cipher.decrypt_inout_detached(&nonce, bound.all(), buffer, &tag).ok()?;
+            let (length, _) = plain.split_first_chunk()?;
+            let end = LENGTH.checked_add(u32::from_le_bytes(*length) as usize)?;
+            plain.get(LENGTH..end)?;
+            plain.truncate(end);
+            plain.drain(..LENGTH);
             Some(plain)
         })
     }
@@ -320,7 +372,7 @@ impl Keys {
     /// Makes a new id that vouches for itself: 128 random bits, and a MAC. `false` where the system has no random number.
     pub fn issue(&self, service: Service, id: &mut [u8; LONGEST]) -> bool {
         let (random, mac) = id.split_at_mut(RANDOM);
-        let Some(subkeys) = self.0.first().filter(|_| getrandom::fill(random).is_ok()) else { return false };
+        let Some(subkeys) = self.keys.first().filter(|_| getrandom::fill(random).is_ok()) else { return false };
         let made = subkeys.id_mac(service, random).finalize().into_bytes();
         mac.copy_from_slice(&made[..LONGEST - RANDOM]);
         true
@@ -333,10 +385,16 @@ impl Keys {
     }
 }
 
-/// What a line has before its comment, if there is anything.
+/// The digits of a line with a key. From a `#` on, a line is a comment.
 pub fn digits(line: &str) -> Option<&str> {
     let digits = line.split('#').next().unwrap_or_default().trim();
-    (!digits.is_empty()).then_some(digits)
+    (!digits.is_empty() && fleet(line).is_none()).then_some(digits)
+}
+
+/// The digits of the line `fleet`.
+fn fleet(line: &str) -> Option<&str> {
+    let line = line.split('#').next().unwrap_or_default().trim();
+    line.strip_prefix(FLEET).map(str::trim)
 }
 
 fn decode(digits: &str) -> Result<Zeroizing<[u8; KEY]>, String> {

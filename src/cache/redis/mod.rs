@@ -5,9 +5,11 @@
 //! | `url` | how it is named |
 //! | `keys` | what keeps the sessions secret and whole there, and ids that vouch for themselves |
 //! | `server` | one server, a Cluster, a master that Sentinel knows; the commands |
+//! | `void` | what stands in the place of a session that was removed or used up |
 //! | `generations` | what was flushed |
-//! | `strangers` | ids that do not vouch for themselves, and are not to be refused |
-//! | `link` | deadlines, the breaker, what was removed; the threads, one of which writes behind (`link::writer`) |
+//! | `files` | those that are read again when they were changed |
+//! | `foreign` | ids that no machine of the fleet issued, and that are not to be refused |
+//! | `link` | deadlines, what was removed here; the breaker; the threads, one of which writes behind (`link::writer`) |
 //! | `vitals` | how the link is doing |
 //! | `check` | what an operator asks: whether it will do, what it says of itself, a flush |
 //!
@@ -15,13 +17,16 @@
 //! the fleet sealed for this id and this service, or with none.
 
 pub mod check;
+mod files;
+mod foreign;
 mod generations;
 pub mod keys;
 mod link;
 mod server;
-mod strangers;
 pub mod url;
 pub mod vitals;
+mod void;
+mod wire;
 
 use super::{Cache, Collision, Departure, Inserted, Key, Portable, Seconds, Service, LONGEST};
 use link::{Answer, Link};
@@ -105,7 +110,9 @@ impl<S: Portable> Redis<S> {
 
     fn decode(key: &Key, answer: Answer) -> Option<S> {
         match answer {
-            Answer::Session(bytes) => S::read(&bytes).filter(|session| session.key() == *key),
+            Answer::Session(bytes) | Answer::WithoutEarlyData(bytes) => {
+                S::read(&bytes).filter(|session| session.key() == *key)
+            }
             Answer::Nothing => None,
         }
     }
@@ -116,8 +123,8 @@ impl<S: Portable> Redis<S> {
             return false;
         }
         let (service, key) = (self.service(), session.key());
-        if how != How::IfPresent && !self.link.keys().vouches(service, key.id()) {
-            self.link.expect_stranger(service, session.expiry());
+        if how != How::Renew && !self.link.keys().vouches(service, key.id()) {
+            self.link.announce_foreign_ids(service, session.expiry());
         }
         self.link.put((service, key), bytes, session.expiry(), how)
     }
@@ -126,8 +133,8 @@ impl<S: Portable> Redis<S> {
 impl<S: Portable> Cache<S> for Redis<S> {
     fn insert(&self, session: S, collision: Collision, _left: &mut dyn FnMut(S, Departure)) -> Inserted {
         let how = match collision {
-            Collision::Replace => How::Always,
-            Collision::KeepUnlessExpired(_) => How::IfAbsent,
+            Collision::Replace => How::Replace,
+            Collision::KeepUnlessExpired(_) => How::Keep,
         };
         if self.put(&session, how) {
             Inserted::Added
@@ -144,8 +151,18 @@ impl<S: Portable> Cache<S> for Redis<S> {
         Self::decode(key, self.link.take((self.service(), *key), link::now()))
     }
 
+    fn redeem(&self, key: &Key) -> Option<(S, bool)> {
+        let answer = self.link.take((self.service(), *key), link::now());
+        let with_early_data = matches!(answer, Answer::Session(_));
+        Self::decode(key, answer).map(|session| (session, with_early_data))
+    }
+
+    fn remove(&self, key: &Key) -> Option<S> {
+        Self::decode(key, self.link.remove((self.service(), *key), link::now()))
+    }
+
     fn take_same(&self, session: &S) -> Option<S> {
-        self.take(&session.key())
+        self.remove(&session.key())
     }
 
     fn contains(&self, key: &Key) -> bool {
@@ -153,7 +170,7 @@ impl<S: Portable> Cache<S> for Redis<S> {
     }
 
     fn expiry_changed(&self, session: &S) {
-        self.put(session, How::IfPresent);
+        self.put(session, How::Renew);
     }
 
     /// Redis clears them.
@@ -209,12 +226,12 @@ impl<S: Portable> Cache<S> for Redis<S> {
 
     fn issue(&self, id: &mut [u8; LONGEST]) -> bool {
         self.prepare();
-        self.link.keys().issue(self.service(), id)
+        self.link.issue(self.service(), id)
     }
 
     fn refuses(&self, id: &[u8]) -> bool {
         self.prepare();
-        let refused = !self.link.keys().vouches(self.service(), id) && !self.link.has_strangers(self.service());
+        let refused = !self.link.keys().vouches(self.service(), id) && !self.link.may_have_foreign_ids(self.service());
         if refused {
             self.link.vitals().count(Vital::RefusedIds);
         }

@@ -9,9 +9,12 @@ use percent_encoding::{percent_decode_str, utf8_percent_encode, AsciiSet, CONTRO
 use std::borrow::Cow;
 use std::ffi::OsString;
 use std::fmt;
+use std::fs::OpenOptions;
+use std::io::{self, Read};
 use std::net::Ipv6Addr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -20,8 +23,23 @@ const LONGEST_PREFIX: usize = 64;
 const PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26379;
 /// All parameters; which of them a kind of URL has is said where they are read.
-const PARAMETERS: [&str; 11] =
-    ["service", "key", "prefix", "deadline", "connect", "queue", "db", "tls", "ca", "cert", "cert_key"];
+const PARAMETERS: [&str; 14] = [
+    "service",
+    "key",
+    "prefix",
+    "deadline",
+    "connect",
+    "queue",
+    "db",
+    "tls",
+    "ca",
+    "cert",
+    "cert_key",
+    "password_file",
+    "sentinel_user",
+    "sentinel_password_file",
+];
+const LONGEST_PASSWORD: u64 = 4096;
 
 /// Which Redis, and how it is to be used.
 #[derive(Clone, PartialEq, Eq)]
@@ -29,6 +47,9 @@ pub struct Spec {
     pub servers: Servers,
     pub user: Option<String>,
     pub password: Option<String>,
+    /// Of the sentinels, which have users of their own.
+    pub sentinel_user: Option<String>,
+    pub sentinel_password: Option<String>,
     /// Always 0 in a cluster.
     pub database: u32,
     pub tls: Option<Tls>,
@@ -131,10 +152,27 @@ impl FromStr for Spec {
             _ => return Err(format!("it is no kind of Redis ({KINDS})")),
         };
         let key_file = parameters.file("key")?;
+        let password = match parameters.password("password_file")? {
+            Some(_) if password.is_some() => return Err("it has a password and password_file".into()),
+            read => read.or(password),
+        };
+        let (mut sentinel_user, mut sentinel_password) = (None, None);
+        if let Servers::Sentinel { .. } = servers {
+            sentinel_password = parameters.password("sentinel_password_file")?;
+            if let Some(user) = parameters.take("sentinel_user") {
+                let user = decode(user).filter(|user| !user.is_empty());
+                sentinel_user = Some(user.ok_or("sentinel_user is empty, or no UTF-8")?);
+            }
+            if sentinel_user.is_some() && sentinel_password.is_none() {
+                return Err("sentinel_user needs its sentinel_password_file".into());
+            }
+        }
         let spec = Spec {
             servers,
             user,
             password,
+            sentinel_user,
+            sentinel_password,
             database,
             tls: parameters.tls(tls)?,
             key_file: key_file.ok_or("key is missing (key=/etc/reprise/key; `reprise keygen` makes such a file)")?,
@@ -152,6 +190,19 @@ impl FromStr for Spec {
             }
             Some((name, _)) => Err(format!("{name} has no place in it")),
         }
+    }
+}
+
+/// The first line of a file.
+fn read_password(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    // Whoever put a pipe there is not waited for.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    file.take(LONGEST_PASSWORD).read_to_string(&mut text)?;
+    let password = text.lines().next().unwrap_or_default();
+    match password.is_empty() {
+        true => Err(io::Error::other("there is no password in its first line")),
+        false => Ok(password.into()),
     }
 }
 
@@ -271,6 +322,12 @@ impl<'a> Parameters<'a> {
         file.map(|path| path.ok_or(format!("{name} is no absolute path of a file"))).transpose()
     }
 
+    /// What is in the first line of such a file.
+    fn password(&mut self, name: &str) -> Result<Option<String>, String> {
+        let Some(file) = self.file(name)? else { return Ok(None) };
+        read_password(&file).map(Some).map_err(|error| format!("{name}={}: {error}", file.display()))
+    }
+
     fn switch(&mut self, name: &str) -> Result<bool, String> {
         match self.take(name) {
             None | Some("off") => Ok(false),
@@ -388,6 +445,8 @@ impl fmt::Debug for Spec {
             .field("servers", &self.servers)
             .field("user", &self.user)
             .field("password", &self.password.as_ref().map(|_| "***"))
+            .field("sentinel_user", &self.sentinel_user)
+            .field("sentinel_password", &self.sentinel_password.as_ref().map(|_| "***"))
             .field("database", &self.database)
             .field("tls", &self.tls)
             .field("key_file", &self.key_file)
@@ -441,7 +500,11 @@ pub fn without_password(url: &str) -> String {
 fn parameter_without_secret(parameter: &str) -> String {
     match parameter.split_once('=') {
         None => parameter.into(),
-        Some((name @ ("key" | "ca" | "cert" | "cert_key"), value)) if !value.starts_with('/') => format!("{name}=***"),
+        Some((name @ ("key" | "ca" | "cert" | "cert_key" | "password_file" | "sentinel_password_file"), value))
+            if !value.starts_with('/') =>
+        {
+            format!("{name}=***")
+        }
         Some((name, _)) if PARAMETERS.contains(&name) => parameter.into(),
         Some((name, _)) => format!("{name}=***"),
     }
@@ -461,6 +524,19 @@ mod tests {
     }
 
     #[test]
+    fn a_password_may_be_in_a_file() {
+        let path = std::env::temp_dir().join(format!("reprise-password-{}", std::process::id()));
+        std::fs::write(&path, "s@cret/\nmore\n").unwrap();
+        let url = |before: &str| format!("redis://{before}h?key=/k&password_file={}", path.display()).parse::<Spec>();
+        assert_eq!(url("").unwrap().password.as_deref(), Some("s@cret/"));
+        assert!(url(":other@").unwrap_err().contains("password_file"));
+        std::fs::write(&path, "").unwrap();
+        assert!(url("").unwrap_err().contains("first line"));
+        std::fs::remove_file(&path).unwrap();
+        assert!(url("").unwrap_err().contains("password_file="));
+    }
+
+    #[test]
     fn the_defaults() {
         assert_eq!(
             spec("redis://10.0.0.5?key=/etc/reprise/key"),
@@ -468,6 +544,8 @@ mod tests {
                 servers: Servers::One(host("10.0.0.5", 6379)),
                 user: None,
                 password: None,
+                sentinel_user: None,
+                sentinel_password: None,
                 database: 0,
                 tls: None,
                 key_file: "/etc/reprise/key".into(),
@@ -569,6 +647,8 @@ mod tests {
             ("redis://h?key=/k&tls=on", "TLS is rediss://"),
             ("redis+cluster://h?key=/k&tls=1", "tls is neither on nor off"),
             ("redis+unix:///r?key=/k&tls=on", "tls has no place"),
+            ("redis://h?key=/k&sentinel_user=me", "sentinel_user has no place"),
+            ("redis+sentinel://h/main?key=/k&sentinel_user=me", "needs its sentinel_password_file"),
             ("redis://h?key=/k&ca=/c", "ca needs TLS"),
             ("rediss://h?key=/k&ca=c", "ca is no absolute path"),
             ("rediss://h?key=/k&cert=/c", "cert needs its cert_key"),

@@ -24,14 +24,26 @@ vitals! {
     IsBroken,
     /// Sessions that wait to be written.
     Queue,
+    /// Removals that Redis is still to be told.
+    ToRemove,
+    /// When the oldest session that waits to be written was stored, in seconds since the epoch; 0 if none waits.
+    OldestUnwritten,
     /// Sessions that were written.
     Written,
     /// Sessions dropped because too many waited to be written.
     Overflowed,
+    /// Sessions that were not written because they had been removed, used up or flushed meanwhile.
+    Overtaken,
+    /// Times that Redis refused to store sessions, as where it is full.
+    StoreRefused,
     /// Lookups that found a session which was not written yet.
     FoundPending,
     /// Requests that failed or were not answered in time.
     Failed,
+    /// Of those, the ones that were not answered in time.
+    TimedOut,
+    /// Lookups for which no connection could be had in time.
+    NoConnection,
     /// Lookups for which Redis was not asked, because it had not answered before.
     NotAsked,
     /// How often so many requests failed that Redis was not asked any more.
@@ -44,13 +56,16 @@ vitals! {
     Outdated,
     /// Lookups in a bucket whose generation was set back.
     SetBack,
+    /// Tickets resumed without early data, because the server was another one, or started again, since they were issued.
+    WithoutEarlyData,
     /// Ids that no machine of the fleet can have issued: nobody was asked.
     RefusedIds,
-    /// Microseconds that all round trips took together.
+    /// Microseconds that all round trips took together, and what was waited in vain.
     RoundTripMicros,
 }
 
-/// Round trips that took up to 2^(6 + n) microseconds are in the n-th slot, longer ones in the last.
+/// Requests that took up to 2^(6 + n) microseconds, whether they were answered or not, are in the n-th slot, longer ones in
+/// the last.
 pub const SLOTS: usize = 12;
 pub const NUMBERS: usize = Vital::LIST.len() + SLOTS;
 /// In the order of [`Vital`], and the slots.
@@ -58,7 +73,9 @@ pub type Numbers = [AtomicU64; NUMBERS];
 
 /// Whether a number counts what happened; others tell how it is now, and are nothing once the process has ended.
 pub fn adds_up(number: usize) -> bool {
-    number != Vital::IsBroken as usize && number != Vital::Queue as usize
+    ![Vital::IsBroken, Vital::Queue, Vital::ToRemove, Vital::OldestUnwritten]
+        .iter()
+        .any(|&state| state as usize == number)
 }
 
 /// The longest round trip that a slot has, in microseconds; `None` for the last.
@@ -66,11 +83,16 @@ pub fn slot_end(slot: usize) -> Option<u64> {
     (slot + 1 < SLOTS).then(|| 64 << slot)
 }
 
-#[derive(Default)]
 pub struct Vitals {
     place: LinkPlace,
     /// Where there is no board.
     own: Numbers,
+}
+
+impl Default for Vitals {
+    fn default() -> Vitals {
+        Vitals { place: LinkPlace::default(), own: [const { AtomicU64::new(0) }; NUMBERS] }
+    }
 }
 
 impl Vitals {
@@ -94,7 +116,7 @@ impl Vitals {
         self.numbers()[vital as usize].load(Relaxed)
     }
 
-    pub fn round_trip(&self, time: Duration) {
+    pub fn waited(&self, time: Duration) {
         let micros = time.as_micros() as u64;
         let slot = (0..SLOTS).find(|&slot| slot_end(slot).is_none_or(|end| micros <= end)).unwrap_or(SLOTS - 1);
         self.numbers()[Vital::LIST.len() + slot].fetch_add(1, Relaxed);

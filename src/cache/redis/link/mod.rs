@@ -1,43 +1,54 @@
 //! The link of a process to Redis: what it waits for, and no longer than it may; what it writes behind; and when it does
 //! not ask at all.
 //!
-//! - A lookup has a deadline, connecting included. After [`FAILURES`] in a row that failed, the breaker opens: nobody asks
-//!   until a thread of the link has had an answer again.
+//! - A lookup has a deadline, one clock from its beginning to its end.
+//! - Each node of a Cluster has a breaker, which says when nobody asks it, a queue, threads and metrics of its own
+//!   (`link::nodes`). One server is one node.
 //! - What is stored is `pending`, where this process finds it at once, until the writer has it in Redis.
-//! - What was removed or used up here is remembered until it has expired: nobody who can write to Redis brings it back.
+//! - What was removed or used up leaves a void record in Redis, and a tombstone here: nobody who can write to Redis brings
+//!   it back to this process, and no write that is repeated brings it back to any.
 //! - Threads and connections belong to one process. A forked child begins without any; what was pending is its parent's to
 //!   write. (`hold` sees to it that nothing is half done at a fork.)
 
+mod breaker;
+mod nodes;
+mod tombstones;
 mod writer;
 
-use super::super::{Key, Seconds, Service};
-use super::generations::Generations;
+use super::super::{Key, Seconds, Service, LONGEST as LONGEST_ID};
+use super::files::{stamp, Stamp};
+use super::foreign::ForeignIds;
+use super::generations::{Bucket, Generations, Told as Generation};
 use super::keys::{Keys, Name};
-use super::server::{remaining, words, Connection, Found, How, Server};
-use super::strangers::Strangers;
+use super::server::{has_moved, refuses_to_store, words, Connection, Files, Found, How, Life, Server};
 use super::url::Spec;
 use super::vitals::{Vital, Vitals};
+use super::void::Void;
+use super::wire::{late, remaining};
 use crate::log;
 use crate::thread::Waiting;
-use redis::{Cmd, RedisResult, Value};
-use std::collections::{HashMap, VecDeque};
-use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use breaker::jitter;
+use nodes::{Node, NodeState, MOST_NODES};
+use once_cell::race::OnceBox;
+use redis::{Cmd, RedisError, RedisResult};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::num::NonZeroU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tombstones::Tombstones;
 
-/// So many failed requests in a row open the breaker.
-const FAILURES: u32 = 3;
 /// How long a thread of the link waits before it tries again, at first and at the most.
 const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
-/// Removed sessions that are remembered.
-const REMEMBERED: usize = 1 << 16;
-/// How often the key file is looked at.
-const LOOK_AT_KEYS: Duration = Duration::from_secs(2);
+/// How often the server has to answer in time before the breaker closes.
+const TRIES: u32 = 3;
+/// How often the key file and certificates are looked at.
+const LOOK_AT_FILES: Duration = Duration::from_secs(2);
 /// Connections that wait for the next lookup.
 const IDLE: usize = 64;
+/// Issued ids that are remembered until their session is stored.
+const ISSUED: usize = 4096;
 /// How long a fork waits for those who have a lock.
 const HOLDING: Duration = Duration::from_secs(2);
 /// How long a process that ends waits for what is still to be written.
@@ -50,20 +61,16 @@ pub struct Link {
     server: Server,
     keys: Mutex<(Arc<Keys>, Stamp)>,
     state: Mutex<State>,
-    /// Something is to be written.
-    to_write: Condvar,
-    /// A connection is wanted, or the breaker has opened.
-    to_mend: Condvar,
-    /// Something was written, or there is a connection.
-    done: Condvar,
-    /// [`State::broken`], to be read without the lock.
-    broken: AtomicBool,
-    vitals: Vitals,
+    /// The first one is the server of the URL. In a Cluster it is nobody: it has what waits until the nodes are known.
+    nodes: [OnceBox<Node>; MOST_NODES],
+    /// Something was written, to any node.
+    written: Condvar,
 }
 
 /// The locks of a link; dropping it lets them go.
 pub struct Held {
     _keys: Option<MutexGuard<'static, (Arc<Keys>, Stamp)>>,
+    _files: Option<MutexGuard<'static, Files>>,
     _state: Option<MutexGuard<'static, State>>,
 }
 
@@ -78,65 +85,79 @@ fn lock<T>(mutex: &'static Mutex<T>, waiting: &mut Waiting) -> Option<MutexGuard
     }
 }
 
-/// What tells whether a file was changed.
-type Stamp = (u64, i64, i64);
-
 #[derive(Default)]
 struct State {
     process: u32,
-    /// Whether the threads are at work.
-    runs: [bool; 2],
-    idle: Vec<Connection>,
-    /// Lookups that wait for a connection.
-    wanted: usize,
-    failures: u32,
-    broken: bool,
+    nodes: Vec<NodeState>,
+    /// Of a Cluster: which node has which slots.
+    routes: Vec<([u16; 2], usize)>,
+    /// Somebody met a key that has moved, or a node that does not answer.
+    is_misled: bool,
     pending: HashMap<Id, Pending>,
-    queue: VecDeque<Job>,
-    /// Jobs that the writer is at.
-    writing: usize,
     numbers: u64,
-    gone: HashMap<Id, Seconds>,
-    gone_order: VecDeque<Id>,
+    issued: Issued,
+    tombstones: Tombstones,
     generations: Generations,
-    strangers: Strangers,
+    foreign: ForeignIds,
 }
 
 struct Pending {
     plain: Arc<Vec<u8>>,
     expiry: Seconds,
     how: How,
-    /// The last job for it.
+    /// The last one that was stored for the id.
     number: u64,
     place: Place,
+    /// The generation of its bucket when it was stored: if another one turns up, it was flushed. `None` where Redis had
+    /// not told it yet.
+    generation: Option<u64>,
+    /// The void record that it may take the place of.
+    over: Option<Void>,
+    /// The life of the server when it was first sent.
+    life: Option<Life>,
+    since: Instant,
 }
 
 /// Where a session is that is not known to be in Redis.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
+    /// Here only: its id was issued here, and it was not sent.
     Here,
     /// The writer has it in its hands.
     OnItsWay,
-    /// It may have arrived, or not.
+    /// It may be in Redis, or not.
     InDoubt,
 }
 
-enum Job {
-    /// The generations of a service will be needed soon.
-    Prepare(Service),
-    Write {
-        id: Id,
-        number: u64,
-    },
-    Delete(Id),
-    Flush(Service),
-    /// Whether there are ids that nobody issued.
-    Strangers(Service),
+/// Ids that this process has issued and not stored a session for, the newest ones.
+#[derive(Default)]
+struct Issued {
+    ids: HashSet<[u8; LONGEST_ID]>,
+    order: VecDeque<[u8; LONGEST_ID]>,
+}
+
+impl Issued {
+    fn add(&mut self, id: [u8; LONGEST_ID]) {
+        self.ids.insert(id);
+        self.order.push_back(id);
+        while self.order.len() > ISSUED {
+            if let Some(oldest) = self.order.pop_front() {
+                self.ids.remove(&oldest);
+            }
+        }
+    }
+
+    /// Whether no session with this id can be anywhere yet. From now on there may be one.
+    fn take(&mut self, id: &[u8]) -> bool {
+        self.ids.remove(id)
+    }
 }
 
 /// What became of a lookup.
 pub enum Answer {
     Session(Vec<u8>),
+    /// The same, and its early data may have been accepted before.
+    WithoutEarlyData(Vec<u8>),
     Nothing,
 }
 
@@ -145,35 +166,46 @@ enum Told {
     Session {
         plain: Vec<u8>,
         expiry: Seconds,
+        /// Whether the server's life is the one in which the session was written.
+        is_of_this_life: bool,
     },
+    Void(Void),
     Nothing,
-    /// It did not say anything.
+    /// It was not asked.
+    NotAsked,
+    /// It was asked and did not say anything.
     Unknown,
+}
+
+/// Why there is no answer.
+enum Silence {
+    NotAsked,
+    Failed,
 }
 
 impl Link {
     /// Reads keys and certificates; connects to nothing. The error is a sentence for a person.
     pub fn new(spec: &Spec) -> Result<Link, String> {
         let keys = Keys::read(&spec.key_file)?;
-        Ok(Link {
+        let link = Link {
             server: Server::new(spec)?,
-            keys: Mutex::new((Arc::new(keys), stamp(spec))),
+            keys: Mutex::new((Arc::new(keys), stamp(&spec.key_file))),
             spec: spec.clone(),
             state: Mutex::default(),
-            to_write: Condvar::new(),
-            to_mend: Condvar::new(),
-            done: Condvar::new(),
-            broken: AtomicBool::new(false),
-            vitals: Vitals::default(),
-        })
+            nodes: [const { OnceBox::new() }; MOST_NODES],
+            written: Condvar::new(),
+        };
+        let _ = link.nodes[0].set(Box::new(Node::new(0, None)));
+        Ok(link)
     }
 
     pub fn spec(&self) -> &Spec {
         &self.spec
     }
 
+    /// The metrics of the link as a whole.
     pub fn vitals(&self) -> &Vitals {
-        &self.vitals
+        &self.node(0).vitals
     }
 
     pub fn keys(&self) -> Arc<Keys> {
@@ -186,12 +218,16 @@ impl Link {
         let process = std::process::id();
         if state.process != process {
             // The connections are closed here and go on in the parent. What was removed stays removed.
-            let gone = (std::mem::take(&mut state.gone), std::mem::take(&mut state.gone_order));
+            let tombstones = std::mem::take(&mut state.tombstones);
             let generations = std::mem::take(&mut state.generations);
-            let strangers = std::mem::take(&mut state.strangers);
-            *state = State { process, gone: gone.0, gone_order: gone.1, generations, strangers, ..State::default() };
-            self.broken.store(false, Relaxed);
-            self.vitals.begin(&self.spec.to_string());
+            let foreign = std::mem::take(&mut state.foreign);
+            let nodes = state.nodes.len().max(1);
+            *state = State { process, tombstones, generations, foreign, ..State::default() };
+            state.nodes.resize_with(nodes, NodeState::default);
+            for node in self.nodes.iter().filter_map(OnceBox::get) {
+                node.broken.store(false, Relaxed);
+                node.vitals.begin(&self.label(node));
+            }
         }
         state
     }
@@ -199,130 +235,209 @@ impl Link {
     /// The bytes of the service's sessions that are not written yet.
     pub fn pending(&self, service: Service) -> Vec<Arc<Vec<u8>>> {
         let state = self.state();
-        let of_service = state.pending.iter().filter(|(id, pending)| id.0 == service && pending.how != How::IfPresent);
+        let of_service = state.pending.iter().filter(|(id, pending)| id.0 == service && pending.how != How::Renew);
         of_service.map(|(_, pending)| pending.plain.clone()).collect()
     }
 
     /// Sessions of the service will come soon: connections are made, and generations asked for.
     pub fn prepare(&'static self, service: Service) {
-        self.enqueue(Job::Prepare(service));
+        let mut state = self.state();
+        self.ask_about(&mut state, service);
+    }
+
+    fn ask_about(&'static self, state: &mut State, service: Service) {
+        for number in 0..state.nodes.len() {
+            let node = self.node(number);
+            self.start(state, node);
+            if state.nodes[number].asked.insert(service) {
+                node.to_write.notify_one();
+            }
+        }
+    }
+
+    /// Makes a new id that verifies itself.
+    pub fn issue(&self, service: Service, id: &mut [u8; LONGEST_ID]) -> bool {
+        let issued = self.keys().issue(service, id);
+        if issued {
+            self.state().issued.add(*id);
+        }
+        issued
     }
 
     /// Whether there was ever a request or a session to write in this process.
     pub fn is_used(&self) -> bool {
-        self.state().runs[WRITER]
+        self.state().nodes[0].runs[WRITER]
     }
 
     /// Nothing is half done until the result is dropped. A lock that this very thread has, because a signal handler forks, is
     /// not waited for without an end.
     pub fn hold(&'static self) -> Held {
         let mut waiting = Waiting::at_most(HOLDING);
-        Held { _keys: lock(&self.keys, &mut waiting), _state: lock(&self.state, &mut waiting) }
+        let state = lock(&self.state, &mut waiting);
+        let keys = lock(&self.keys, &mut waiting);
+        Held { _keys: keys, _files: lock(self.server.files(), &mut waiting), _state: state }
     }
 
     // --- what is asked ---------------------------------------------------------------------------------------------
 
     /// The session's bytes, from here or from Redis.
     pub fn get(&'static self, id: Id, now: Seconds) -> Answer {
+        let until = Instant::now() + self.spec.deadline;
         let state = self.state();
-        if let Some(pending) = state.pending.get(&id).filter(|pending| pending.how != How::IfPresent) {
-            self.vitals.count(Vital::FoundPending);
+        if let Some(pending) = state.pending.get(&id).filter(|pending| pending.how != How::Renew) {
+            self.vitals().count(Vital::FoundPending);
             return Answer::Session(pending.plain.to_vec());
         }
-        if state.gone.contains_key(&id) {
+        if state.tombstones.contains(&id) {
             return Answer::Nothing;
         }
         // As it is about to become in Redis, if it is there.
         let renewed = state.pending.get(&id).map(|pending| pending.plain.clone());
         drop(state);
-        match self.ask(id, now, 1, |connection, control, name| connection.get(control, name)) {
+        match self.ask(id, until, |connection, control, name| connection.get(control, name)) {
             Told::Session { plain, .. } => Answer::Session(renewed.map_or(plain, |renewed| renewed.to_vec())),
-            Told::Nothing | Told::Unknown => Answer::Nothing,
+            // A program that adds the session again has to have seen that it was removed.
+            Told::Void(void) => {
+                self.state().tombstones.note(&id, void, now);
+                Answer::Nothing
+            }
+            Told::Nothing | Told::NotAsked | Told::Unknown => Answer::Nothing,
         }
     }
 
-    /// The same, and nobody else in the fleet has it. Where Redis cannot be asked, nobody gets it: it is deleted as soon
-    /// as it can.
+    /// The same, and nobody else in the fleet has it. Where Redis cannot be asked, nobody gets it.
     pub fn take(&'static self, id: Id, now: Seconds) -> Answer {
+        self.take_out(id, now, Connection::take, false)
+    }
+
+    /// The same for good: a session that is still on its way to Redis, from whatever process, does not arrive.
+    pub fn remove(&'static self, id: Id, now: Seconds) -> Answer {
+        self.take_out(id, now, Connection::remove, true)
+    }
+
+    fn take_out(
+        &'static self,
+        id: Id,
+        now: Seconds,
+        take: fn(&mut Connection, &str, &str, Void) -> RedisResult<Found>,
+        for_good: bool,
+    ) -> Answer {
         let until = Instant::now() + self.spec.deadline;
+        let void = Void::new();
         let mut state = self.state();
-        loop {
-            match state.pending.get(&id) {
-                // Redis may have it in this very moment.
-                Some(pending) if pending.place == Place::OnItsWay => {
-                    let Some(left) = remaining(until) else {
-                        // It is deleted after it has arrived.
-                        state.pending.remove(&id);
-                        state.forget(id, now + A_DAY);
-                        self.push(&mut state, Job::Delete(id));
-                        return Answer::Nothing;
-                    };
-                    let waited = self.done.wait_timeout(state, left);
-                    state = waited.unwrap_or_else(PoisonError::into_inner).0;
-                }
-                Some(pending)
-                    if pending.how == How::Always && pending.place == Place::Here && !state.gone.contains_key(&id) =>
-                {
-                    let (plain, expiry) = (pending.plain.to_vec(), pending.expiry);
-                    state.pending.remove(&id);
-                    state.forget(id, expiry);
-                    self.vitals.count(Vital::FoundPending);
-                    return Answer::Session(plain);
-                }
-                _ => break,
-            }
+        // Redis may have it in this very moment.
+        while state.pending.get(&id).is_some_and(|pending| pending.place == Place::OnItsWay) {
+            let Some(left) = remaining(until) else {
+                state.pending.remove(&id);
+                self.write_void(&mut state, id, void, now + A_DAY, now);
+                return Answer::Nothing;
+            };
+            state = self.written.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        state.pending.remove(&id);
-        if state.gone.contains_key(&id) {
+        if state.tombstones.contains(&id) {
+            state.pending.remove(&id);
             return Answer::Nothing;
         }
-        drop(state);
-        match self.ask(id, now, 2, |connection, control, name| connection.take(control, name)) {
-            Told::Session { plain, expiry } => {
-                let keys = self.keys();
-                if keys.names(id.0, &id.1).nth(1).is_some() {
-                    // Machines that are at different stages of a rotation may have stored it under different names.
-                    self.enqueue(Job::Delete(id));
-                }
-                // Who has written it down can bring it back: two threads, and neither can have it twice.
-                let mut state = self.state();
-                let first = !state.gone.contains_key(&id);
-                state.forget(id, expiry);
-                match first {
-                    true => Answer::Session(plain),
-                    false => Answer::Nothing,
-                }
-            }
-            Told::Nothing => Answer::Nothing,
-            Told::Unknown => {
-                self.state().forget(id, now + A_DAY);
-                self.enqueue(Job::Delete(id));
-                Answer::Nothing
-            }
+        let pending = state.pending.remove(&id);
+        // As it is about to become in Redis, if it is there.
+        let newest = pending.as_ref().map(|pending| (pending.plain.to_vec(), pending.expiry));
+        let pending = pending.filter(|pending| pending.how != How::Renew);
+        if let Some(pending) = pending.as_ref().filter(|pending| pending.place == Place::Here) {
+            state.tombstones.insert(&id, void, pending.expiry, now);
+            self.vitals().count(Vital::FoundPending);
+            return Answer::Session(pending.plain.to_vec());
         }
+        drop(state);
+        // What may be on its way must not arrive any more.
+        let take = if pending.is_some() { Connection::remove } else { take };
+        let told = self.ask(id, until, |connection, control, name| take(connection, control, name, void));
+        // The void record of this very removal, or the one that the session was stored over, tells of nobody else.
+        let told = match (told, &pending) {
+            (Told::Void(found), Some(pending)) if found == void || pending.over == Some(found) => Told::Nothing,
+            (told, _) => told,
+        };
+        let mut state = self.state();
+        let (plain, expiry, with_early_data) = match (told, pending) {
+            (Told::Session { plain, expiry, is_of_this_life }, _) => {
+                let (plain, expiry) = newest.unwrap_or((plain, expiry));
+                (plain, expiry, is_of_this_life)
+            }
+            // It is here, and may have been used up in a life that was lost.
+            (Told::Nothing, Some(pending)) => (pending.plain.to_vec(), pending.expiry, false),
+            (Told::Nothing | Told::Void(_), _) => return Answer::Nothing,
+            // The ticket is where it was, for whoever asks next.
+            (Told::NotAsked, None) if !for_good => return Answer::Nothing,
+            // It was here, and leaves for good whether Redis can be told now or later.
+            (Told::NotAsked | Told::Unknown, Some(pending)) if for_good => {
+                self.write_void(&mut state, id, void, now + A_DAY, now);
+                return Answer::Session(pending.plain.to_vec());
+            }
+            (Told::NotAsked | Told::Unknown, _) => {
+                self.write_void(&mut state, id, void, now + A_DAY, now);
+                return Answer::Nothing;
+            }
+        };
+        if self.keys().names(id.0, &id.1).nth(1).is_some() {
+            // Machines that are at different stages of a rotation may have stored it under different names.
+            self.enqueue_void(&mut state, id, void);
+        }
+        // Who has written it down can bring it back: two threads, and neither can have it twice.
+        match (state.tombstones.insert(&id, void, expiry, now), with_early_data) {
+            (true, true) => Answer::Session(plain),
+            (true, false) => {
+                self.vitals().count(Vital::WithoutEarlyData);
+                Answer::WithoutEarlyData(plain)
+            }
+            (false, _) => Answer::Nothing,
+        }
+    }
+
+    /// It is not resumed here any more, and by nobody once Redis has been told.
+    fn write_void(&'static self, state: &mut State, id: Id, void: Void, until: Seconds, now: Seconds) {
+        state.tombstones.insert(&id, void, until, now);
+        self.enqueue_void(state, id, void);
     }
 
     fn ask(
         &'static self,
         id: Id,
-        now: Seconds,
-        answers: u32,
+        until: Instant,
         ask: impl Fn(&mut Connection, &str, &str) -> RedisResult<Found>,
     ) -> Told {
         let keys = self.keys();
         let service = keys.service_name(id.0);
+        let mut told = Told::Nothing;
         for name in keys.names(id.0, &id.1) {
-            let (control, place) = (control(&self.spec, &service, name.bucket), place(&self.spec, &service, &name));
-            let Some(found) = self.request(answers, |connection| ask(connection, &control, &place)) else {
-                return Told::Unknown;
+            let bucket = self.bucket(id.0, &name);
+            let (control, place) =
+                (control(&self.spec, &service, bucket.1), place(&self.spec, &service, bucket.1, &name));
+            let mut state = self.state();
+            let Some(node) = self.node_of(&state, bucket) else {
+                self.start(&mut state, self.node(0));
+                self.vitals().count(Vital::NoConnection);
+                return Told::NotAsked;
             };
-            let Some(record) = found.record else { continue };
-            return match self.judge(&keys, id, name.bucket, found.generation, &record, now) {
-                Some((plain, expiry)) => Told::Session { plain, expiry },
+            drop(state);
+            let found = match self.request(node, until, |connection| ask(connection, &control, &place)) {
+                Ok(found) => found,
+                Err(Silence::NotAsked) => return Told::NotAsked,
+                Err(Silence::Failed) => return Told::Unknown,
+            };
+            let Some(value) = found.value else { continue };
+            if let Some(void) = Void::of(&value) {
+                told = Told::Void(void);
+                continue;
+            }
+            return match self.judge(&keys, id, bucket, found.generation, &value) {
+                Some((plain, head)) => Told::Session {
+                    plain,
+                    expiry: head.expiry,
+                    is_of_this_life: head.life.is_some() && head.life == found.life,
+                },
                 None => Told::Nothing,
             };
         }
-        Told::Nothing
+        told
     }
 
     /// Of a record from Redis what was once stored, if it is to be believed.
@@ -330,142 +445,153 @@ impl Link {
         &self,
         keys: &Keys,
         id: Id,
-        bucket: u8,
-        generation: Option<u64>,
+        bucket: Bucket,
+        generation: Generation,
         record: &[u8],
-        now: Seconds,
-    ) -> Option<(Vec<u8>, Seconds)> {
+    ) -> Option<(Vec<u8>, Head)> {
         let Some(mut plain) = keys.open(id.0, &id.1, record) else {
-            self.vitals.count(Vital::SealBroken);
+            self.vitals().count(Vital::SealBroken);
             return None;
         };
         let head = Head::of(&plain)?;
-        let generation = generation?;
-        let mut state = self.state();
-        if !state.generations.learn((id.0, bucket), generation) {
-            self.vitals.count(Vital::SetBack);
+        let Generation::Number(generation) = generation else {
+            self.vitals().count(Vital::Outdated);
+            return None;
+        };
+        if !self.state().generations.learn(bucket, generation) {
+            self.vitals().count(Vital::SetBack);
             return None;
         }
-        drop(state);
-        if head.generation != generation || head.expiry < now {
-            self.vitals.count(Vital::Outdated);
+        if head.generation != generation {
+            self.vitals().count(Vital::Outdated);
             return None;
         }
         plain.drain(..Head::SIZE);
-        Some((plain, head.expiry))
+        Some((plain, head))
     }
 
-    /// Asks Redis for so many answers within the deadline; `None` if they did not come.
-    fn request<T>(&'static self, answers: u32, ask: impl Fn(&mut Connection) -> RedisResult<T>) -> Option<T> {
-        if self.broken.load(Relaxed) {
-            self.vitals.count(Vital::NotAsked);
-            return None;
+    /// Asks a node for one answer.
+    fn request<T>(
+        &'static self,
+        node: &'static Node,
+        until: Instant,
+        ask: impl Fn(&mut Connection) -> RedisResult<T>,
+    ) -> Result<T, Silence> {
+        if node.broken.load(Relaxed) {
+            node.vitals.count(Vital::NotAsked);
+            return Err(Silence::NotAsked);
         }
         let began = Instant::now();
-        let until = began + self.spec.deadline;
-        // One that waited may have been closed in the meantime.
-        for fresh in [false, true] {
-            let (mut connection, waited) = match self.connection(until, fresh) {
-                Ok(found) => found,
-                Err(why) => {
-                    self.failed(&why);
-                    return None;
-                }
-            };
-            let asked = match remaining(until) {
-                None => Err((redis::ErrorKind::Io, "the deadline passed").into()),
-                // Each of the answers may take as long.
-                Some(left) => connection.set_timeout(left / answers).and_then(|()| ask(&mut connection)),
-            };
-            match asked {
-                Ok(answer) => {
-                    self.vitals.round_trip(began.elapsed());
-                    self.answered(connection);
-                    return Some(answer);
-                }
-                Err(error) if waited && !fresh && !error.is_timeout() && remaining(until).is_some() => continue,
-                Err(error) => {
-                    self.failed(&words(&error));
-                    return None;
-                }
-            }
-        }
-        None
-    }
-
-    /// A connection of the caller's own, and whether it has waited for somebody.
-    fn connection(&'static self, until: Instant, fresh: bool) -> Result<(Connection, bool), String> {
-        let late = || "no connection within the deadline".to_string();
-        let mut state = self.state();
-        self.start(&mut state);
-        if !fresh {
-            if let Some(connection) = state.idle.pop() {
-                return Ok((connection, true));
-            }
-        }
-        if self.server.is_near() {
-            drop(state);
-            let time = remaining(until).ok_or_else(late)?;
-            return self.connect_beside(time).map(|new| (new, false));
-        }
-        // Others take longer than a lookup may, and are made by a thread of the link.
-        state.wanted += 1;
-        self.to_mend.notify_one();
+        let mut failed: Option<RedisError> = None;
         loop {
-            if let Some(connection) = state.idle.pop() {
-                state.wanted = state.wanted.saturating_sub(1);
-                return Ok((connection, true));
-            }
-            let Some(left) = remaining(until) else {
-                state.wanted = state.wanted.saturating_sub(1);
-                return Err(late());
+            let Some(mut connection) = self.connection(node, until) else {
+                let Some(error) = failed else {
+                    node.vitals.count(Vital::NoConnection);
+                    return Err(Silence::NotAsked);
+                };
+                self.failed(node, &error, began.elapsed());
+                return Err(Silence::Failed);
             };
-            state = self.done.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            connection.set_end(until);
+            match ask(&mut connection) {
+                Ok(answer) => {
+                    self.answered(node, connection, began.elapsed());
+                    return Ok(answer);
+                }
+                Err(error) if has_moved(&error) => {
+                    self.answered(node, connection, began.elapsed());
+                    self.is_misled(&mut self.state());
+                    return Err(Silence::Failed);
+                }
+                // What it holds can be asked for all the same.
+                Err(error) if refuses_to_store(&error) => {
+                    self.answered(node, connection, began.elapsed());
+                    return Err(Silence::Failed);
+                }
+                // One that waited may have been closed in the meantime.
+                Err(error) if failed.is_none() && !error.is_timeout() && remaining(until).is_some() => {
+                    failed = Some(error);
+                }
+                Err(error) => {
+                    self.failed(node, &error, began.elapsed());
+                    return Err(Silence::Failed);
+                }
+            }
         }
     }
 
-    /// A new connection, made by a thread that is there for that alone: it takes more stack than the caller may have.
-    fn connect_beside(&self, time: Duration) -> Result<Connection, String> {
-        thread::scope(|scope| {
-            let connect = || self.server.connect(time).map_err(|error| words(&error));
-            let maker = thread::Builder::new().stack_size(512 << 10);
-            let maker = match without_signals(|| maker.spawn_scoped(scope, connect)) {
-                Ok(maker) => maker,
-                Err(error) => return Err(error.to_string()),
-            };
-            maker.join().unwrap_or_else(|_| Err("no connection could be made".into()))
-        })
+    /// A connection of the caller's own. A thread of the link makes them: that may take longer than a lookup may, and more of
+    /// the stack than the caller has. It is waited for within the deadline.
+    fn connection(&'static self, node: &'static Node, until: Instant) -> Option<Connection> {
+        let mut state = self.state();
+        self.start(&mut state, node);
+        if let Some(connection) = state.of(node).idle.pop() {
+            return Some(connection);
+        }
+        state.of(node).wanted += 1;
+        node.to_connect.notify_one();
+        let began = Instant::now();
+        let found = loop {
+            if let Some(connection) = state.of(node).idle.pop() {
+                break Some(connection);
+            }
+            let Some(left) = remaining(until).filter(|_| !state.of(node).breaker.is_open()) else { break None };
+            state = node.connected.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        };
+        let its = state.of(node);
+        its.wanted = its.wanted.saturating_sub(1);
+        let is_late = found.is_none() && !its.breaker.is_open();
+        drop(state);
+        if is_late {
+            self.failed(node, &late(), began.elapsed());
+        }
+        found
     }
 
-    fn answered(&self, connection: Connection) {
+    fn answered(&self, node: &Node, connection: Connection, waited: Duration) {
+        node.vitals.waited(waited);
+        self.state().of(node).breaker.answered();
+        self.give_back(node, connection);
+    }
+
+    /// The next lookup has it; one that waits for a connection is woken.
+    fn give_back(&self, node: &Node, connection: Connection) {
         let mut state = self.state();
-        state.failures = 0;
-        if state.idle.len() < IDLE {
-            state.idle.push(connection);
-            if state.wanted > 0 {
-                self.done.notify_all();
-            }
+        let its = state.of(node);
+        if its.idle.len() < IDLE {
+            its.idle.push(connection);
+        }
+        if its.wanted > 0 {
+            node.connected.notify_one();
         }
     }
 
-    fn failed(&self, why: &str) {
-        self.vitals.count(Vital::Failed);
+    /// A request failed, for which a handshake waited so long.
+    fn failed(&'static self, node: &Node, error: &RedisError, waited: Duration) {
+        node.vitals.count(Vital::Failed);
+        if error.is_timeout() {
+            node.vitals.count(Vital::TimedOut);
+        }
+        if waited > Duration::ZERO {
+            node.vitals.waited(waited);
+        }
         let mut state = self.state();
-        state.failures += 1;
-        if state.failures < FAILURES || state.broken {
+        if !state.of(node).breaker.failed(waited, self.spec.deadline) {
             return;
         }
-        state.broken = true;
-        self.broken.store(true, Relaxed);
-        self.vitals.set(Vital::IsBroken, 1);
-        self.vitals.count(Vital::Broken);
-        let connections = std::mem::take(&mut state.idle);
-        self.to_mend.notify_one();
+        node.broken.store(true, Relaxed);
+        node.vitals.set(Vital::IsBroken, 1);
+        node.vitals.count(Vital::Broken);
+        let connections = std::mem::take(&mut state.of(node).idle);
+        self.is_misled(&mut state);
+        node.to_connect.notify_one();
+        node.connected.notify_all();
         drop(state);
         drop(connections);
         log::once(format_args!(
-            "{}: {why}: until it answers again, only sessions of this process are found",
-            self.spec
+            "{}: {}: until it answers again, only sessions of this process are found",
+            self.label(node),
+            words(error)
         ));
     }
 
@@ -473,40 +599,83 @@ impl Link {
 
     /// Stores the session's bytes: found here at once, in Redis soon. `false` if it is not taken on.
     pub fn put(&'static self, id: Id, plain: Vec<u8>, expiry: Seconds, how: How) -> bool {
+        let bucket = self.bucket(id.0, &self.keys().name(id.0, &id.1));
         let mut state = self.state();
-        if how != How::IfPresent {
-            state.gone.remove(&id);
-        }
+        let is_new = state.issued.take(id.1.id());
+        // What was removed is not renewed. What the program adds again replaces the void record, and no later one.
+        let over = match how {
+            How::Renew => None,
+            _ => state.tombstones.remove(&id),
+        };
         state.numbers += 1;
         let number = state.numbers;
-        let place = state.pending.get(&id).map_or(Place::Here, |pending| pending.place);
-        // What is not in Redis yet is not to wait for being there.
-        let how = match state.pending.get(&id) {
-            Some(pending) if how == How::IfPresent && pending.how != How::IfPresent => pending.how,
-            _ => how,
+        let before = state.pending.get(&id);
+        let place = match before {
+            Some(pending) => pending.place,
+            None if is_new => Place::Here,
+            None => Place::InDoubt,
         };
-        state.pending.insert(id, Pending { plain: Arc::new(plain), expiry, how, number, place });
-        let taken_on = self.push(&mut state, Job::Write { id, number });
-        if !taken_on {
-            state.drop_pending(&id, number);
+        // What is not in Redis yet is not to wait for being there.
+        let how =
+            before.filter(|pending| how == How::Renew && pending.how != How::Renew).map_or(how, |pending| pending.how);
+        let over = over.or(before.and_then(|pending| pending.over));
+        let life = before.and_then(|pending| pending.life);
+        let generation = state.generations.known(bucket);
+        let pending = Pending {
+            plain: Arc::new(plain),
+            expiry,
+            how,
+            number,
+            place,
+            generation,
+            over,
+            life,
+            since: Instant::now(),
+        };
+        let node = self.node_or_nobody(&state, bucket);
+        self.start(&mut state, node);
+        if state.of(node).queue.len() >= self.spec.queue && !self.drop_oldest(&mut state, node) {
+            return false;
         }
-        taken_on
+        state.pending.insert(id, pending);
+        state.of(node).queue.push_back((id, number));
+        state.show_waiting(node);
+        node.to_write.notify_one();
+        true
     }
 
-    /// A session with an id that nobody issued will come, which no process is to refuse until it has expired.
-    pub fn expect_stranger(&'static self, service: Service, expiry: Seconds) {
+    /// It is still to be written, before all others.
+    fn enqueue_again(&'static self, state: &mut State, id: Id, number: u64) {
+        let bucket = self.bucket(id.0, &self.keys().name(id.0, &id.1));
+        let node = self.node_or_nobody(state, bucket);
+        self.start(state, node);
+        state.of(node).queue.push_front((id, number));
+        node.to_write.notify_one();
+    }
+
+    fn enqueue_void(&'static self, state: &mut State, id: Id, void: Void) {
+        let bucket = self.bucket(id.0, &self.keys().name(id.0, &id.1));
+        let node = self.node_or_nobody(state, bucket);
+        self.start(state, node);
+        state.of(node).voids.push_back((id, void));
+        state.show_waiting(node);
+        node.to_write.notify_one();
+    }
+
+    /// A session with a foreign id will come, which no process is to refuse until it has expired.
+    pub fn announce_foreign_ids(&'static self, service: Service, expiry: Seconds) {
         let mut state = self.state();
-        if state.strangers.come(service, expiry, now()) {
-            self.push(&mut state, Job::Strangers(service));
+        if state.foreign.announce(service, expiry, now()) {
+            self.ask_about(&mut state, service);
         }
     }
 
-    /// Whether there may be sessions with ids that nobody issued.
-    pub fn has_strangers(&'static self, service: Service) -> bool {
+    /// Whether there may be sessions with foreign ids.
+    pub fn may_have_foreign_ids(&'static self, service: Service) -> bool {
         let mut state = self.state();
-        let (there, asks) = state.strangers.are_there(service, now());
+        let (there, asks) = state.foreign.may_exist(service, now());
         if asks {
-            self.push(&mut state, Job::Strangers(service));
+            self.ask_about(&mut state, service);
         }
         there
     }
@@ -515,63 +684,54 @@ impl Link {
     pub fn flush(&'static self, service: Service) {
         let mut state = self.state();
         state.pending.retain(|id, _| id.0 != service);
-        state.generations.raise(service);
+        let buckets: Vec<Bucket> = self.buckets(service).collect();
+        buckets.iter().for_each(|&bucket| state.generations.raise(bucket));
         drop(state);
-        if self.request_slowly(|connection| self.raise_generations(connection, service)).is_none() {
-            self.enqueue(Job::Flush(service));
-        }
-    }
-
-    /// In the caller's own time, since it is done rarely and must be over when it returns.
-    fn request_slowly<T>(&'static self, ask: impl Fn(&mut Connection) -> RedisResult<T>) -> Option<T> {
-        if self.broken.load(Relaxed) {
-            return None;
-        }
+        // In the caller's own time, since it is done rarely and must be over when it returns.
         let until = Instant::now() + self.spec.connect;
-        let (mut connection, _) = self.connection(until, false).ok()?;
-        connection.set_timeout(remaining(until)?).ok()?;
-        let answer = ask(&mut connection).ok()?;
-        self.answered(connection);
-        Some(answer)
-    }
-
-    fn raise_generations(&self, connection: &mut Connection, service: Service) -> RedisResult<()> {
-        let name = self.keys().service_name(service);
-        let raise = (0..=u8::MAX).map(|bucket| command("INCR", control(&self.spec, &name, bucket)));
-        let answers = send(connection, raise.collect())?;
-        let mut state = self.state();
-        for (bucket, answer) in (0..=u8::MAX).zip(answers) {
-            let generation: u64 = redis::from_redis_value(answer)?;
-            state.generations.learn((service, bucket), generation);
+        let mut is_told = true;
+        let nodes = self.nodes_in_use(&self.state());
+        for node in nodes {
+            let of_node = self.buckets_of(&self.state(), service, node);
+            let keys = self.keys();
+            let settle = |connection: &mut Connection| self.settle(connection, &keys, of_node.clone());
+            is_told &= self.request_slowly(node, until, settle).is_some();
         }
-        Ok(())
-    }
-
-    fn enqueue(&'static self, job: Job) {
-        let mut state = self.state();
-        self.push(&mut state, job);
-    }
-
-    /// `false` if too much is waiting that must not be dropped.
-    fn push(&'static self, state: &mut State, job: Job) -> bool {
-        self.start(state);
-        if state.queue.len() >= self.spec.queue && !self.drop_oldest(state) {
-            return false;
+        if !is_told {
+            // The writer finds that Redis has lower generations than this process.
+            self.ask_about(&mut self.state(), service);
         }
-        state.queue.push_back(job);
-        self.vitals.set(Vital::Queue, state.queue.len() as u64);
-        self.to_write.notify_one();
-        true
+    }
+
+    fn request_slowly<T>(
+        &'static self,
+        node: &'static Node,
+        until: Instant,
+        ask: impl Fn(&mut Connection) -> RedisResult<T>,
+    ) -> Option<T> {
+        let mut tries = 0..2;
+        while !node.broken.load(Relaxed) && remaining(until).is_some() {
+            let Some(mut connection) = self.connection(node, until) else {
+                let waited = node.connected.wait_timeout(self.state(), Duration::from_millis(10));
+                drop(waited.unwrap_or_else(PoisonError::into_inner));
+                continue;
+            };
+            connection.set_end(until);
+            tries.next()?;
+            if let Ok(answer) = ask(&mut connection) {
+                self.give_back(node, connection);
+                return Some(answer);
+            }
+        }
+        None
     }
 
     /// Of the sessions that wait, the one that its client is least likely to come for right now. `false` if there is none.
-    fn drop_oldest(&self, state: &mut State) -> bool {
-        let oldest = state.queue.iter().position(|job| matches!(job, Job::Write { .. }));
-        let Some(Job::Write { id, number }) = oldest.and_then(|oldest| state.queue.remove(oldest)) else {
-            return false;
-        };
-        state.drop_pending(&id, number);
-        self.vitals.count(Vital::Overflowed);
+    fn drop_oldest(&self, state: &mut State, node: &Node) -> bool {
+        let Some((id, number)) = state.of(node).queue.pop_front() else { return false };
+        if state.drop_pending(&id, number) {
+            node.vitals.count(Vital::Overflowed);
+        }
         true
     }
 
@@ -579,84 +739,122 @@ impl Link {
     pub fn leave(&'static self) {
         let until = Instant::now() + PARTING;
         let mut state = self.state();
-        while state.runs[WRITER] && !state.broken && state.queue.len() + state.writing > 0 {
-            let Some(left) = remaining(until) else { return };
-            state = self.done.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        while state.nodes.iter().any(|node| node.runs[WRITER] && !node.breaker.is_open() && node.waiting() > 0) {
+            let Some(left) = remaining(until) else { break };
+            state = self.written.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let removals: usize = state.nodes.iter().map(|node| node.voids.len()).sum();
+        drop(state);
+        if removals > 0 {
+            log::once(format_args!(
+                "{}: it could not be told of {removals} removed sessions: other processes may still resume them",
+                self.spec
+            ));
         }
     }
 
     // --- the threads -----------------------------------------------------------------------------------------------
 
-    fn start(&'static self, state: &mut State) {
-        type Work = fn(&'static Link, u32);
-        let work: [(&str, Work); 2] = [("reprise-writer", Link::write), ("reprise-redis", Link::mend)];
-        for (runs, (name, work)) in state.runs.iter_mut().zip(work) {
+    fn start(&'static self, state: &mut State, node: &'static Node) {
+        type Work = fn(&'static Link, &'static Node, u32);
+        let mut work: [(&str, Work); 2] = [("reprise-writer", Link::write), ("reprise-redis", Link::connect)];
+        if self.server.is_cluster() && node.number == 0 {
+            // Nobody writes to it.
+            state.of(node).runs[WRITER] = true;
+            work[1].1 = Link::explore;
+        }
+        let process = state.process;
+        for (runs, (name, work)) in state.of(node).runs.iter_mut().zip(work) {
             if !*runs {
-                let process = state.process;
                 *runs = without_signals(|| {
-                    thread::Builder::new().name(name.into()).stack_size(512 << 10).spawn(move || work(self, process))
+                    thread::Builder::new()
+                        .name(name.into())
+                        .stack_size(512 << 10)
+                        .spawn(move || work(self, node, process))
                 })
                 .is_ok();
             }
         }
     }
 
-    /// The thread that makes connections, asks whether Redis is back, and reads keys anew.
-    fn mend(&'static self, process: u32) {
+    /// The thread that makes connections to a node, tries whether it answers in time again, and reads keys anew.
+    fn connect(&'static self, node: &'static Node, process: u32) {
         let mut pause = PAUSES[0];
-        // The first lookup finds a connection.
-        let mut begins = true;
-        let mut looked = Instant::now();
+        let mut looked = None;
         loop {
-            if looked.elapsed() >= LOOK_AT_KEYS {
-                self.look_at_keys();
-                looked = Instant::now();
+            if looked.is_none_or(|looked: Instant| looked.elapsed() >= LOOK_AT_FILES) {
+                self.look_at_files();
+                looked = Some(Instant::now());
             }
             let mut state = self.state();
             if state.process != process {
                 return;
             }
-            if !begins && !state.broken && state.wanted <= state.idle.len() {
-                let waited = self.to_mend.wait_timeout(state, LOOK_AT_KEYS);
+            let its = state.of(node);
+            let is_open = its.breaker.is_open();
+            if its.has_connected && !is_open && its.wanted <= its.idle.len() {
+                let waited = node.to_connect.wait_timeout(state, LOOK_AT_FILES);
                 drop(waited.unwrap_or_else(PoisonError::into_inner));
                 continue;
             }
-            let was_broken = state.broken;
+            let hold_down = its.breaker.pause();
             drop(state);
-            let made = self.server.connect(self.spec.connect).and_then(|mut connection| {
-                connection.set_timeout(self.spec.connect)?;
-                connection.ping().map(|()| connection)
-            });
-            state = self.state();
+            if is_open {
+                thread::sleep(hold_down);
+            }
+            let made = self.server.connect(node.host.as_ref(), self.spec.connect);
+            let made = made.and_then(|connection| self.tried(connection, is_open));
+            let mut state = self.state();
             match made {
                 Ok(connection) => {
                     pause = PAUSES[0];
-                    begins = false;
-                    state.failures = 0;
-                    state.broken = false;
-                    self.broken.store(false, Relaxed);
-                    self.vitals.set(Vital::IsBroken, 0);
-                    if was_broken {
-                        self.vitals.count(Vital::Mended);
-                    }
-                    state.idle.push(connection);
+                    let its = state.of(node);
+                    its.has_connected = true;
+                    its.idle.push(connection);
+                    self.closes(&mut state, node);
                     drop(state);
-                    self.done.notify_all();
-                    self.to_write.notify_one();
+                    node.connected.notify_all();
+                    node.to_write.notify_one();
                 }
                 Err(error) => {
+                    state.of(node).breaker.stays_open();
                     drop(state);
-                    self.failed(&words(&error));
-                    thread::sleep(pause);
-                    pause = (pause * 2).min(PAUSES[1]);
+                    self.failed(node, &error, Duration::ZERO);
+                    if !is_open {
+                        thread::sleep(jitter(pause));
+                        pause = (pause * 2).min(PAUSES[1]);
+                    }
                 }
             }
         }
     }
 
-    /// Takes over the key file if it was changed. One that cannot be read changes nothing.
-    fn look_at_keys(&self) {
-        let stamp = stamp(&self.spec);
+    /// It is asked again.
+    fn closes(&self, state: &mut State, node: &Node) {
+        if state.of(node).breaker.is_open() {
+            state.of(node).breaker.close();
+            node.broken.store(false, Relaxed);
+            node.vitals.set(Vital::IsBroken, 0);
+            node.vitals.count(Vital::Mended);
+        }
+    }
+
+    /// The connection, if the server answers; after it was not asked for a while, it has to be quick again.
+    fn tried(&self, mut connection: Connection, was_broken: bool) -> RedisResult<Connection> {
+        let (tries, time) = if was_broken { (TRIES, self.spec.deadline) } else { (1, self.spec.connect) };
+        for _ in 0..tries {
+            connection.set_timeout(time);
+            connection.ping()?;
+        }
+        Ok(connection)
+    }
+
+    /// Takes over the key file, and certificates, if they were changed. What cannot be read changes nothing.
+    fn look_at_files(&self) {
+        if let Err(error) = self.server.look_at_files() {
+            log::once(format_args!("{}: {error}: the certificates of before stay in use", self.spec));
+        }
+        let stamp = stamp(&self.spec.key_file);
         let known = self.keys.lock().unwrap_or_else(PoisonError::into_inner).1;
         if stamp == known || stamp == Stamp::default() {
             return;
@@ -669,32 +867,31 @@ impl Link {
 }
 
 const WRITER: usize = 0;
-/// In seconds; sessions rarely live longer.
+/// In seconds.
 const A_DAY: Seconds = 24 * 3600;
-/// No session lives longer, in seconds.
-const LONGEST: u64 = 10 * 365 * 24 * 3600;
 
 impl State {
-    fn drop_pending(&mut self, id: &Id, number: u64) {
-        if self.pending.get(id).is_some_and(|pending| pending.number == number) {
+    /// Whether it was still pending.
+    fn drop_pending(&mut self, id: &Id, number: u64) -> bool {
+        let is_pending = self.pending.get(id).is_some_and(|pending| pending.number == number);
+        if is_pending {
             self.pending.remove(id);
         }
+        is_pending
     }
 
-    /// It was removed or used up here.
-    fn forget(&mut self, id: Id, expiry: Seconds) {
-        if self.gone.insert(id, expiry).is_none() {
-            self.gone_order.push_back(id);
-        }
-        let now = now();
-        while let Some(&oldest) = self.gone_order.front() {
-            let expired = self.gone.get(&oldest).is_none_or(|&expiry| expiry < now);
-            if !expired && self.gone_order.len() <= REMEMBERED {
-                break;
-            }
-            self.gone_order.pop_front();
-            self.gone.remove(&oldest);
-        }
+    /// What waits at a node, for `reprise status`.
+    fn show_waiting(&self, node: &Node) {
+        let its = &self.nodes[node.number];
+        node.vitals.set(Vital::Queue, its.queue.len() as u64);
+        node.vitals.set(Vital::ToRemove, its.voids.len() as u64);
+        let oldest = its.queue.front().and_then(|(id, _)| self.pending.get(id));
+        let since = oldest.map_or(0, |oldest| now().saturating_sub_unsigned(oldest.since.elapsed().as_secs()));
+        node.vitals.set(Vital::OldestUnwritten, since.unsigned_abs());
+    }
+
+    fn of(&mut self, node: &Node) -> &mut NodeState {
+        &mut self.nodes[node.number]
     }
 }
 
@@ -702,20 +899,27 @@ impl State {
 struct Head {
     generation: u64,
     expiry: Seconds,
+    life: Life,
 }
 
 impl Head {
-    const SIZE: usize = 16;
+    const SIZE: usize = 24;
 
     fn write(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.generation.to_le_bytes());
         out.extend_from_slice(&self.expiry.to_le_bytes());
+        out.extend_from_slice(&self.life.map_or(0, NonZeroU64::get).to_le_bytes());
     }
 
     fn of(plain: &[u8]) -> Option<Head> {
         let (generation, rest) = plain.split_first_chunk()?;
-        let (expiry, _) = rest.split_first_chunk()?;
-        Some(Head { generation: u64::from_le_bytes(*generation), expiry: Seconds::from_le_bytes(*expiry) })
+        let (expiry, rest) = rest.split_first_chunk()?;
+        let (life, _) = rest.split_first_chunk()?;
+        Some(Head {
+            generation: u64::from_le_bytes(*generation),
+            expiry: Seconds::from_le_bytes(*expiry),
+            life: NonZeroU64::new(u64::from_le_bytes(*life)),
+        })
     }
 }
 
@@ -725,25 +929,13 @@ fn command(name: &str, key: String) -> Cmd {
     command
 }
 
-/// All of them at once. An answer that is an error is one.
-fn send(connection: &mut Connection, commands: Vec<Cmd>) -> RedisResult<Vec<Value>> {
-    if commands.is_empty() {
-        return Ok(Vec::new());
-    }
-    connection.pipeline(commands)?.into_iter().map(Value::extract_error).collect()
-}
-
 /// What Redis calls the generation of a bucket. Braces: Cluster keeps it beside the sessions of the bucket.
 fn control(spec: &Spec, service: &str, bucket: u8) -> String {
     format!("{}{{{service}-{bucket:02x}}}:generation", spec.prefix)
 }
 
-fn place(spec: &Spec, service: &str, name: &Name) -> String {
-    format!("{}{{{service}-{:02x}}}:{}", spec.prefix, name.bucket, &*name.text)
-}
-
-fn stamp(spec: &Spec) -> Stamp {
-    fs::metadata(&spec.key_file).map_or(Stamp::default(), |found| (found.ino(), found.mtime(), found.mtime_nsec()))
+fn place(spec: &Spec, service: &str, bucket: u8, name: &Name) -> String {
+    format!("{}{{{service}-{bucket:02x}}}:{}", spec.prefix, &*name.text)
 }
 
 pub fn now() -> Seconds {

@@ -1,10 +1,10 @@
-//! Ids that nobody in the fleet issued and that are in the cache all the same: a program made them, or added sessions with
-//! ids of its own.
+//! Foreign ids: those that nobody in the fleet issued and that are in the cache all the same, because a program made them,
+//! or added sessions with ids of its own.
 //!
 //! Each service has a number in Redis, until when there may be sessions with such ids, in seconds since the epoch. As
-//! long as there may, no id is refused unasked. Who stores the first one raises it; the others ask when they are shown
-//! an id that they would refuse, at most once a second, and refuse none before they have heard. Who can write to Redis
-//! can raise it, too: then lookups cost a round trip, as they would without.
+//! long as there may, no id is refused unasked. Who stores the first one raises the number; the others ask when they are
+//! shown an id that they would refuse, at most once a second, and refuse none before they have heard. Who can write to
+//! Redis can raise it, too: then lookups cost a round trip, as they would without.
 
 use super::super::{Seconds, Service};
 use std::collections::HashMap;
@@ -18,7 +18,7 @@ const MORE: Seconds = 600;
 const LONGEST: Seconds = 10 * 365 * 24 * 3600;
 
 #[derive(Default)]
-pub struct Strangers(HashMap<Service, Known>);
+pub struct ForeignIds(HashMap<Service, Known>);
 
 #[derive(Default)]
 struct Known {
@@ -28,9 +28,9 @@ struct Known {
     heard: bool,
 }
 
-impl Strangers {
+impl ForeignIds {
     /// Whether there may be some now, and whether to ask Redis about it.
-    pub fn are_there(&mut self, service: Service, now: Seconds) -> (bool, bool) {
+    pub fn may_exist(&mut self, service: Service, now: Seconds) -> (bool, bool) {
         let known = self.0.entry(service).or_default();
         let asks = known.asked.is_none_or(|asked| asked.elapsed() > FRESH);
         if asks {
@@ -39,8 +39,8 @@ impl Strangers {
         (!known.heard || known.until >= now, asks)
     }
 
-    /// One comes that expires then. Whether Redis is to be told.
-    pub fn come(&mut self, service: Service, expiry: Seconds, now: Seconds) -> bool {
+    /// A session with such an id is stored that expires then. Whether Redis is to be told.
+    pub fn announce(&mut self, service: Service, expiry: Seconds, now: Seconds) -> bool {
         let known = self.0.entry(service).or_default();
         let raises = known.until < expiry.min(now + LONGEST);
         if raises {
