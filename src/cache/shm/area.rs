@@ -284,6 +284,7 @@ impl Area {
         if self.store.stable(|| Ok(self.store.find(hash)?.is_none()), |_| false) == Some(true) {
             return false;
         }
+        self.store.fetch(hash);
         let taken = self.write(|writer| match writer.find(&wanted, out)? {
             // Somebody who did not wait for the lock may be faster still. (Without room nobody else can be.)
             Some(record) if wish(out) && writer.store.claim(hash)?.unwrap_or(true) => {
@@ -426,6 +427,8 @@ impl Area {
 
     fn put(&self, new: &New, left: &mut Vec<Leaving>) -> Option<Inserted> {
         let mut out = Vec::new();
+        self.store.fetch(new.wanted.hash);
+        self.store.fetch_leaving();
         loop {
             let before = left.len();
             match self.write(|writer| writer.put(new, &mut out, left))? {
@@ -447,8 +450,10 @@ impl Area {
             let mut count = 0;
             let mut bytes = Vec::new();
             while count < most && writer.pop(row, before, why, &mut bytes)? {
-                out.push(std::mem::take(&mut bytes));
                 count += 1;
+                if !bytes.is_empty() {
+                    out.push(std::mem::take(&mut bytes));
+                }
             }
             Ok(count)
         })
@@ -606,4 +611,66 @@ pub fn forked() {
 /// This process ends: [`Area::leave`] for each cache it has open.
 pub fn leave() {
     open_areas().for_each(Area::leave);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SERVICE: Service = [1, 1];
+
+    /// A cache with one session in it, whose file is removed at once.
+    fn with_one(name: &str) -> (&'static Area, Key, Wanted) {
+        let name = format!("test-area-{}-{name}", std::process::id());
+        let area = Area::open(&Spec { name: name.clone(), size: 1 << 20, keep: true, service: String::new() }).unwrap();
+        super::super::remove(&name).unwrap();
+        let key = Key::new(0x304, &[7; 32]).unwrap();
+        let inserted = area.insert(SERVICE, &key, b"a session", 4_000_000_000, Collision::Replace, 0, &mut Vec::new());
+        assert_eq!(inserted, Inserted::Added);
+        (area, key, area.store.wanted(SERVICE, &key))
+    }
+
+    fn take_without_lock(area: &Area, wanted: &Wanted) -> bool {
+        area.take_without_lock(SERVICE, wanted, &mut Vec::new(), |_| true) == Ok(true)
+    }
+
+    /// ONCE1: one that does not wait for the lock comes between the steps of one that has it.
+    #[test]
+    fn of_two_who_take_a_session_at_once_one_has_it() {
+        let (area, key, wanted) = with_one("two");
+        let other = std::cell::Cell::new(false);
+        let faster = |_: &[u8]| {
+            other.set(take_without_lock(area, &wanted));
+            true
+        };
+        let had = area.take_if(SERVICE, &key, &mut Vec::new(), faster);
+        assert_eq!((had, other.get()), (false, true));
+        assert!(!take_without_lock(area, &wanted), "void already");
+        assert_eq!((area.check(), area.info().count(Counter::Taken)), (Some(0), 1));
+    }
+
+    /// TRUE1: each of the ways in which a writer meets what was taken without the lock meanwhile.
+    #[test]
+    fn what_was_taken_without_the_lock_counts_as_taken() {
+        type Meet<'a> = &'a dyn Fn(&mut Writer, &Wanted) -> Found<bool>;
+        let ways: [(&str, Meet); 2] = [
+            ("find", &|writer, wanted| Ok(writer.find(wanted, &mut Vec::new())?.is_none())),
+            ("pop", &|writer, _| {
+                let (row, mut out) = (writer.store.find_row(SERVICE, 0)?.ok_or(Broken)?, Vec::new());
+                Ok(writer.pop(row, u32::MAX, Counter::Expired, &mut out)? && out.is_empty())
+            }),
+        ];
+        for (name, meet) in ways {
+            let (area, key, wanted) = with_one(name);
+            let met = area.write(|writer| {
+                assert!(take_without_lock(area, &wanted));
+                meet(writer, &wanted)
+            });
+            assert_eq!(met, Some(true), "{name}");
+            assert!(!area.get(SERVICE, &key, &mut Vec::new()), "{name}");
+            let info = area.info();
+            let left = [Counter::Taken, Counter::Removed, Counter::Expired].map(|counter| info.count(counter));
+            assert_eq!((area.check(), left), (Some(0), [1, 0, 0]), "{name}");
+        }
+    }
 }

@@ -111,6 +111,37 @@ fn an_insertion_is_there_or_not() {
     assert!(stores > 50);
 }
 
+/// GONE1: what did not come leaves no bytes either, once somebody has recovered.
+#[test]
+fn an_insertion_that_was_killed_leaves_no_bytes() {
+    const BYTES: u64 = u64::from_ne_bytes([0xc8; 8]);
+    let bytes_in = |area: &Area| area.raw().iter().filter(|word| word.load(Relaxed) == BYTES).count();
+    let (name, mut most) = ("test-crash-bytes", 0);
+    let _ = super::remove(name);
+    let area = Area::open(&Spec { name: name.into(), size: 1 << 20, keep: true, service: String::new() }).unwrap();
+    fill(area, 100);
+    for allowed in 0.. {
+        // SAFETY: the child only works on the cache, and ends.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            ALLOWED.store(allowed, Relaxed);
+            put(area, 200, 0, 1000, 0);
+            // SAFETY: it ends at once.
+            unsafe { libc::_exit(0) };
+        }
+        let mut status = 0;
+        // SAFETY: our child, and `status` is there.
+        assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+        most = most.max(bytes_in(area));
+        if area.check() == Some(101) {
+            break;
+        }
+        assert_eq!(bytes_in(area), 0, "store {allowed}");
+    }
+    assert!(most > 100, "it was never killed with bytes written");
+    super::remove(name).unwrap();
+}
+
 #[test]
 fn the_first_insertion_of_a_service_is_there_or_not() {
     kill_at_each_store(1 << 20, |_| {}, |area| _ = put(area, 1000, 0, 140, 0), before_or_after);

@@ -1,7 +1,7 @@
 //! The order in which the records of a service expire: a treap whose links lie in the records. Its shape follows from
 //! the keyed hashes, so it stays flat whatever comes in whatever order, and nothing but links has to be written.
 
-use super::store::{record, row, Broken, Found, Place, Record};
+use super::store::{record, row, Broken, Found, Place, Record, Store};
 use super::writer::Writer;
 
 /// A path in a tree of more records than fit into a cache is far shorter.
@@ -56,22 +56,22 @@ pub fn insert(writer: &mut Writer, row: usize, new: &Record) -> Found<()> {
 }
 
 /// The link to a record that is in the tree.
-pub fn place_of(writer: &Writer, row: usize, record: &Record) -> Found<Place> {
+pub fn place_of(store: &Store, row: usize, record: &Record) -> Found<Place> {
     let mut place = root(row);
     for _ in 0..LONGEST_PATH {
-        let at = writer.store.follow(place)?;
+        let at = store.follow(place)?;
         if at == record.at {
             return Ok(place);
         }
         // Without a node there is no record either: the tree has lost it.
-        let here = if at == 0 { return Err(Broken) } else { writer.store.record(at)? };
+        let here = if at == 0 { return Err(Broken) } else { store.record(at)? };
         place = if record.order() < here.order() { left(at) } else { right(at) };
     }
     Err(Broken)
 }
 
 pub fn remove(writer: &mut Writer, row: usize, record: &Record) -> Found<()> {
-    let mut place = place_of(writer, row, record)?;
+    let mut place = place_of(&writer.store, row, record)?;
     let (mut before, mut after) = (writer.store.follow(left(record.at))?, writer.store.follow(right(record.at))?);
     for _ in 0..LONGEST_PATH {
         if before == 0 || after == 0 {

@@ -6,7 +6,7 @@
 //! a walk has an end, and a record counts only if its check is that of the key asked for.
 
 use super::super::{Key, Seconds};
-use super::Service;
+use super::{order, Service};
 use std::sync::atomic::{fence, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::SeqCst};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -98,6 +98,8 @@ pub const fn words_for(bytes: usize) -> usize {
 }
 
 pub const LONGEST_WORDS: usize = words_for(LONGEST);
+/// How many of those that may have to leave are fetched for one that comes.
+const FETCHED: usize = 2;
 /// With a keyed hash no honest chain comes near it.
 const LONGEST_CHAIN: usize = 256;
 
@@ -356,6 +358,34 @@ impl Store {
         Err(Broken)
     }
 
+    // --- fetching ---------------------------------------------------------------------------------------------------
+    //
+    // Whoever holds the lock would wait for memory most of the time, and everybody else for the lock. So what a change is
+    // going to look at is read before, by all at once: then it is in the processor's cache. Nothing depends on what is read.
+
+    /// For a change of the record with this hash: its chain, and its path in the tree.
+    pub fn fetch(&self, hash: u64) {
+        if let Ok(Some((_, at))) = self.find(hash) {
+            let _ = self.record(at).and_then(|record| order::place_of(self, self.row(record.meta.row()), &record));
+        }
+    }
+
+    /// For those that may have to leave for one that comes: the first ones at the head, of which other writers may take some
+    /// meanwhile.
+    pub fn fetch_leaving(&self) {
+        let _ = self.load(HEAD).and_then(|head| (0..FETCHED).try_fold(head, |position, _| self.fetch_at(position)));
+    }
+
+    /// The chain of the record at this position of the ring, if it is live. The position of the next one.
+    fn fetch_at(&self, position: u64) -> Found<u64> {
+        let at = self.index(position);
+        let meta = self.meta(at)?;
+        if meta.is_live() {
+            let _ = self.find(self.load(at + record::HASH)?);
+        }
+        Ok(position.wrapping_add(meta.words()? as u64))
+    }
+
     /// Copies the bytes of a record; it counts only if the check is right. `out` is not worth anything else.
     pub fn copy(&self, record: &Record, out: &mut Vec<u8>) -> Found<()> {
         let length = record.meta.length();
@@ -395,10 +425,12 @@ impl Store {
 
     /// Whether a record is there only because nobody has tidied up yet.
     pub fn is_void(&self, record: &Record) -> Found<bool> {
-        if self.word(VOID)?.load(SeqCst) != 0 && self.voided(record.hash)? > 0 {
-            return Ok(true);
-        }
-        self.is_row_void(self.row(record.meta.row()))
+        Ok(self.is_taken(record)? || self.is_row_void(self.row(record.meta.row()))?)
+    }
+
+    /// Whether it was taken out without the lock, or is being taken out.
+    pub fn is_taken(&self, record: &Record) -> Found<bool> {
+        Ok(self.word(VOID)?.load(SeqCst) != 0 && self.voided(record.hash)? > 0)
     }
 
     /// The same of all records of a row.

@@ -388,12 +388,20 @@ impl<'a> Writer<'a> {
         let Some((_, at)) = self.store.find(wanted.hash)? else { return Ok(None) };
         let record = self.store.record(at)?;
         self.store.copy(&record, out)?;
-        let sound = self.store.is_sound(&record, wanted, out)?;
-        if sound && !self.store.is_void(&record)? {
+        if !self.store.is_sound(&record, wanted, out)? {
+            self.remove_record(&record, Counter::Corrupt)?;
+        } else if self.store.is_void(&record)? {
+            self.remove_void(&record)?;
+        } else {
             return Ok(Some(record));
         }
-        self.remove_record(&record, if sound { Counter::Removed } else { Counter::Corrupt })?;
         Ok(None)
+    }
+
+    /// Takes out a record that is void: whoever made it so was sure of it, and leaves the counting to this.
+    fn remove_void(&mut self, record: &Record) -> Found<()> {
+        let taken = self.store.is_taken(record)?;
+        self.remove_record(record, if taken { Counter::Taken } else { Counter::Removed })
     }
 
     /// Takes a record out that [`Writer::find`] found.
@@ -402,12 +410,17 @@ impl<'a> Writer<'a> {
     }
 
     /// Takes out the session of a row that expires soonest, if that is before `before`, and gives its bytes to `out`: none
-    /// if it is not what it was when it came.
+    /// if it is not what it was when it came, or was taken meanwhile.
     pub fn pop(&mut self, row: usize, before: u32, why: Counter, out: &mut Vec<u8>) -> Found<bool> {
         match order::first(self, row)? {
             Some(record) if record.expiry() < before => {
                 let sound = self.store.copy_sound(&record, out)?;
-                self.remove_record(&record, if sound { why } else { Counter::Corrupt })?;
+                if sound && self.store.is_taken(&record)? {
+                    out.clear();
+                    self.remove_void(&record)?;
+                } else {
+                    self.remove_record(&record, if sound { why } else { Counter::Corrupt })?;
+                }
                 Ok(true)
             }
             _ => Ok(false),
@@ -504,7 +517,7 @@ impl<'a> Writer<'a> {
             if !self.pop(row, u32::MAX, Counter::Evicted, out)? {
                 return Err(Broken);
             }
-            left.push((std::mem::take(out), Departure::Evicted));
+            leave(out, left);
         }
         if new.limit != 0 && self.store.load(row + row::SESSIONS)? >= new.limit {
             return Ok(Put::Again);
@@ -599,7 +612,7 @@ impl<'a> Writer<'a> {
             }
             let record = self.store.record(at)?;
             if self.store.is_void(&record)? {
-                self.remove_record(&record, Counter::Removed)?;
+                self.remove_void(&record)?;
                 continue;
             }
             let has_expired = record.expiry() < now;
@@ -618,13 +631,13 @@ impl<'a> Writer<'a> {
             if !has_expired && expired > 0 {
                 expired -= 1;
                 if self.pop(row, now, Counter::Expired, out)? {
-                    left.push((std::mem::take(out), Departure::Evicted));
+                    leave(out, left);
                     continue;
                 }
                 expired = 0;
             }
             if self.row_of(&record) == row && self.store.copy_sound(&record, out)? {
-                left.push((std::mem::take(out), Departure::Evicted));
+                leave(out, left);
             }
             self.remove_record(&record, if has_expired { Counter::Expired } else { Counter::Evicted })?;
         }
@@ -641,7 +654,7 @@ impl<'a> Writer<'a> {
             self.plain(to + word, self.store.load(record.at + word)?)?;
         }
         let in_chain = self.place_in_chain(record)?;
-        let in_tree = order::place_of(self, self.row_of(record), record)?;
+        let in_tree = order::place_of(&self.store, self.row_of(record), record)?;
         self.link(in_chain, to)?;
         self.link(in_tree, to)?;
         self.change(record.at + record::META, |meta| Some(meta & !0xffff_ffff | u64::from(record.meta.dead().0)))?;
@@ -716,6 +729,13 @@ impl Drop for Writer<'_> {
                 version.store(value, Release);
             }
         }
+    }
+}
+
+/// A session has to leave for another one: `bytes`, of which there are none if it was nobody's any more.
+fn leave(bytes: &mut Vec<u8>, left: &mut Vec<Leaving>) {
+    if !bytes.is_empty() {
+        left.push((std::mem::take(bytes), Departure::Evicted));
     }
 }
 
