@@ -995,6 +995,62 @@ static void LESS1_a_certificate_that_is_asked_for_later(void **state)
     EVP_PKEY_free(key);
 }
 
+#if OPENSSL_VERSION_NUMBER >= 0x30000000L
+static void expect_bob(SSL *ssl)
+{
+    assert_int_equal(X509_VERIFY_PARAM_set1_email(SSL_get0_param(ssl), "bob@x.org", 0), 1);
+}
+
+static void demand_bob(SSL *ssl)
+{
+    expect_bob(ssl);
+    SSL_set_verify(ssl, DEMANDED, accept_some);
+}
+
+/* A program tells a connection to demand a certificate once it has let its client in, who showed none or one that only another
+ * callback accepted, and issues a ticket then. It is for the SSL_CTX that issued it, which is what stock does, whether or
+ * not the handshake itself issued tickets, and also where a label says that callbacks which look equal are. */
+static void ISO1_a_ticket_after_a_demand_that_came_later(void **state)
+{
+    EVP_PKEY *key;
+    X509 *eve = person("eve", &key);
+
+    (void)state;
+    for (int tickets = 0; tickets < 3; tickets++)
+        for (int let_in = 0; let_in < 2; let_in++) {
+            SSL_CTX *client = let_in ? client_of(TLS1_3_VERSION, eve, key) : client_ctx(TLS1_3_VERSION);
+            SSL_CTX *a = trusting(TLS1_3_VERSION, eve), *b = trusting(TLS1_3_VERSION, eve);
+            SSL_SESSION *session;
+            char labelled[96];
+            pair p;
+
+            snprintf(labelled, sizeof labelled, "%s&service=bob", url);
+            assert_int_equal(reprise_ctx_set_cache(a, labelled) + reprise_ctx_set_cache(b, labelled), 2);
+            SSL_CTX_set_num_tickets(a, tickets);
+            p = tls_prepare(client, a);
+            expect_bob(p.server);
+            if (let_in)
+                SSL_set_verify(p.server, SSL_VERIFY_PEER, accept_all);
+            assert_true(tls_drive(&p));
+            demand_bob(p.server);
+            assert_int_equal(SSL_new_session_ticket(p.server), 1);
+            assert_true(tls_echo(&p));
+            assert_true(tls_echo(&p)); /* the ticket leaves with what is written after it was asked for */
+            session = SSL_get1_session(p.client);
+            assert_true(SSL_SESSION_is_resumable(session));
+            tls_close(&p);
+            assert_int_equal(visit(client, b, NULL, NULL, demand_bob), -1);
+            assert_int_equal(visit(client, b, session, NULL, demand_bob), -1);
+            SSL_SESSION_free(session);
+            SSL_CTX_free(client);
+            SSL_CTX_free(a);
+            SSL_CTX_free(b);
+        }
+    X509_free(eve);
+    EVP_PKEY_free(key);
+}
+#endif
+
 /* ---- the host ---- */
 
 static int judged;
@@ -1172,6 +1228,9 @@ int main(void)
         CACHE_TEST(ISO1_an_address_is_used_again),
         CACHE_TEST(ISO1_parameters_are_compared_by_content),
         CACHE_TEST(LESS1_a_certificate_that_is_asked_for_later),
+#if OPENSSL_VERSION_NUMBER >= 0x30000000L
+        CACHE_TEST(ISO1_a_ticket_after_a_demand_that_came_later),
+#endif
         CACHE_TEST(HOST1_functions_of_a_trust_store),
         CACHE_TEST(CB11_ex_data_of_connections),
         CACHE_TEST(BAD1_callbacks_for_nobody),

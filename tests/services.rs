@@ -214,6 +214,47 @@ fn iso1_virtual_hosts_of_nginx() {
     }
 }
 
+/// Gives an nginx another configuration while it runs, and waits until its old worker is gone.
+fn reload(pki: &Pki, server: &Server, from: &str, to: &str) {
+    let conf = pki.0.file(&format!("nginx-{}.conf", server.port));
+    let text = fs::read_to_string(&conf).unwrap();
+    assert!(text.contains(from));
+    fs::write(&conf, text.replace(from, to)).unwrap();
+    let workers = || {
+        let all = fs::read_to_string(format!("/proc/{0}/task/{0}/children", server.id())).unwrap();
+        all.split_whitespace().map(String::from).collect::<Vec<_>>()
+    };
+    let before = workers();
+    server.signal(libc::SIGHUP);
+    for _ in 0..3000 {
+        let now = workers();
+        if !now.is_empty() && !now.iter().any(|worker| before.contains(worker)) {
+            return;
+        }
+        sleep(Duration::from_millis(10));
+    }
+    panic!("not reloaded: {}", server.log());
+}
+
+/// nginx, told while it runs to trust another CA, to look at a list of revoked certificates, and what it was told first.
+#[test]
+fn iso1_nginx_is_reloaded() {
+    let pki = Pki::new();
+    for version in [TLS12, TLS13] {
+        let shared = SharedCache::new();
+        let server = nginx(&pki, &format!("{}&service=web", shared.url()), "");
+        let is_resumed = || pki.visit(server.port, version, Some("one"), None);
+        assert_eq!(pki.visit(server.port, version, None, Some("one")), Some(false));
+        assert_eq!(is_resumed(), Some(true), "{version:?}");
+        reload(&pki, &server, "ssl_client_certificate a.pem;", "ssl_client_certificate b.pem;");
+        assert_eq!(is_resumed(), Some(false), "{version:?}: another CA");
+        reload(&pki, &server, "ssl_client_certificate b.pem;", "ssl_client_certificate a.pem; ssl_crl crl.pem;");
+        assert_eq!(is_resumed(), Some(false), "{version:?}: revoked");
+        reload(&pki, &server, " ssl_crl crl.pem;", "");
+        assert_eq!(is_resumed(), Some(true), "{version:?}: as it was");
+    }
+}
+
 /// An nginx that demands certificates of CA a.
 fn nginx(pki: &Pki, cache: &str, more: &str) -> Server {
     nginx_with(pki, cache, &format!("ssl_verify_client on; ssl_client_certificate a.pem; {more}"))

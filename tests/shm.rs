@@ -694,6 +694,9 @@ fn gone1_nothing_waits_for_a_stopped_writer() {
             assert!(!took[0] || there, "round {round}");
             assert!(!is_there(&area, number), "round {round}: it is there after its removal");
         }
+        let cut_short = KEYS - 1 - round % 50;
+        area.rewrite(A, &key(cut_short), &content(0, cut_short, 1, 140), 2_000_000_000);
+        assert!(!is_there(&area, cut_short), "round {round}: it lives as long as before");
         let flush = round % 3 == 0;
         if flush {
             area.clear(A, &mut |_| ());

@@ -413,9 +413,12 @@ impl Context {
         if before == 0 {
             connection.note_told(now.number());
         }
-        // Another handshake on the connection, or a client certificate asked for after it: what became of the first one
-        // tells nothing of this session.
-        let is_told_anew = before != 0 && before != now.number();
+        // Another handshake on the connection, a client certificate asked for after it, or a ticket: what the connection is told
+        // now says nothing of how its client was judged. A handshake that brought no session has left no note of it.
+        let is_told_anew = match before {
+            0 => !connection.brings_sessions(),
+            _ => before != now.number(),
+        };
         let name = connection.name();
         if connection.is_resumed() {
             return match connection.found() {
@@ -426,7 +429,7 @@ impl Context {
             };
         }
         let tag = now.tag(&name, switched.unwrap_or_default());
-        if before == 0 && self.late(current) != 0 {
+        if before == 0 && !is_told_anew && self.late(current) != 0 {
             self.rest().learned.note(name, now, is_alive);
         }
         let stays = is_told_anew

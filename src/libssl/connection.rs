@@ -101,6 +101,13 @@ impl Connection {
         unsafe { context::note(self.as_ptr(), context::TOLD, number) };
     }
 
+    /// Whether a full handshake of this connection brings sessions: in TLS 1.3 a program may have switched that off, and ask for
+    /// single tickets later (SSL_new_session_ticket(3)).
+    pub fn brings_sessions(&self) -> bool {
+        // SAFETY: the connection is alive.
+        !self.is_tls13() || unsafe { (table().SSL_get_num_tickets)(self.as_ptr()) } > 0
+    }
+
     /// A lookup has found `session` for this connection, or nothing. Tickets that are issued on a resumed connection are
     /// for those that could resume the first one.
     pub fn note_found(&self, session: Option<&Session>) {

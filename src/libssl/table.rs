@@ -111,6 +111,7 @@ functions! {
         SSL_set_connect_state(ssl: *mut SSL);
         SSL_ctrl(ssl: *mut SSL, command: c_int, number: c_long, pointer: *mut c_void) -> c_long = 0;
         SSL_get_verify_mode(ssl: *const SSL) -> c_int = 0;
+        SSL_get_num_tickets(ssl: *const SSL) -> size_t = 1;
         SSL_get_servername(ssl: *const SSL, kind: c_int) -> *const c_char = ptr::null();
         SSL_client_hello_get0_ext(ssl: *mut SSL, kind: c_uint, out: *mut *const c_uchar, length: *mut size_t) -> c_int = 0;
         SSL_get_verify_callback(ssl: *const SSL) -> *const c_void = ptr::null();

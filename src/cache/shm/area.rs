@@ -403,10 +403,24 @@ impl Area {
         }
     }
 
-    /// Other bytes and another expiry for the session with this key; nothing if it is not there.
+    /// Other bytes and another expiry for the session with this key; nothing if it is not there. Where the lock could not be had
+    /// in time, one that is to expire sooner is removed: it must not live on.
     pub fn rewrite(&self, service: Service, key: &Key, bytes: &[u8], expiry: Seconds) {
         let new = self.new_record(service, key, bytes, expiry, Collision::Replace, 0, true);
-        self.put(&new, &mut Vec::new());
+        if self.put(&new, &mut Vec::new()).is_some() {
+            return;
+        }
+        let lives_longer = || {
+            let Some((_, at)) = self.store.find(new.wanted.hash)? else { return Ok(None) };
+            Ok(Some(self.store.record(at)?.expiry() > new.expiry))
+        };
+        // What is half changed may hide it.
+        let lives_longer = self.store.stable(lives_longer, Option::is_some).unwrap_or(Some(true));
+        // Nor does one come later that was put off.
+        let _ = self.store.count_removal(Some(new.wanted.hash));
+        if lives_longer == Some(true) {
+            let _ = self.take_without_lock(service, &new.wanted, &mut Vec::new(), |_| true);
+        }
     }
 
     #[allow(clippy::too_many_arguments)]
