@@ -155,7 +155,7 @@ impl Area {
         bus::handle();
         let words = sys::map(&file, size / 8).map_err(failed)?;
         let identity = (found.dev(), found.ino());
-        let seats = Seats::new(file, path, identity).map_err(|error| {
+        let seats = Seats::new(file, path, identity, &words[LOCK]).map_err(|error| {
             sys::unmap(words);
             Error::Locks(path.into(), error)
         })?;

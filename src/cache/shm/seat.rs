@@ -25,8 +25,14 @@ pub type Seat = u16;
 /// Far beyond the end of the largest file, so that it is in nobody's way.
 const FIRST_BYTE: u64 = 1 << 40;
 
+fn random() -> Seat {
+    RandomState::new().hash_one(0) as Seat
+}
+
 pub struct Seats {
     path: PathBuf,
+    /// The lock's word, whose low bits are the seat of its owner.
+    lock: &'static AtomicU64,
     /// Device and inode.
     file: (u64, u64),
     /// The opening that is mapped, to ask about seats with and to open the file by; negative once it was given up.
@@ -41,12 +47,13 @@ fn at(seat: u64) -> u64 {
     FIRST_BYTE + seat
 }
 
-/// A seat that nobody has.
-fn take(file: &File) -> Result<Seat> {
-    let first = RandomState::new().hash_one(0) as Seat;
-    for step in 0..Seat::MAX {
+/// A seat that nobody has, the first from `first` on. Not the one that owns the lock: if that is free, its owner died with
+/// the lock, and whoever sat there would keep everybody from taking it.
+fn take(file: &File, first: Seat, lock: &AtomicU64) -> Result<Seat> {
+    for step in 0..=Seat::MAX {
         let seat = first.wrapping_add(step);
-        if seat != 0 && sys::lock_byte(file, at(seat.into()))? {
+        let is_owner = || lock.load(SeqCst) as Seat == seat;
+        if seat != 0 && !is_owner() && sys::lock_byte(file, at(seat.into()))? {
             return Ok(seat);
         }
     }
@@ -55,11 +62,11 @@ fn take(file: &File) -> Result<Seat> {
 
 impl Seats {
     /// Of the opening that is mapped.
-    pub fn new(file: File, path: &Path, identity: (u64, u64)) -> Result<Seats> {
-        let family = AtomicU64::new(take(&file)?.into());
+    pub fn new(file: File, path: &Path, identity: (u64, u64), lock: &'static AtomicU64) -> Result<Seats> {
+        let family = AtomicU64::new(take(&file, random(), lock)?.into());
         let own = sys::wiped_on_fork()?;
         let descriptor = AtomicI32::new(file.into_raw_fd());
-        let seats = Seats { path: path.into(), file: identity, descriptor, family, own };
+        let seats = Seats { path: path.into(), lock, file: identity, descriptor, family, own };
         // Later the program may have forbidden itself to open files.
         let _ = seats.sit_down();
         Ok(seats)
@@ -77,7 +84,7 @@ impl Seats {
     fn sit_down(&self) -> Option<Seat> {
         let alone = || {
             let file = self.open_again()?;
-            let seat = take(&file).ok()?;
+            let seat = take(&file, random(), self.lock).ok()?;
             Some((seat, sys::keep_open(&file).ok()?))
         };
         let (seat, kept) = match alone() {
@@ -167,5 +174,25 @@ impl Seats {
             options.custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOFOLLOW);
             opened(&options, &self.path)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A seat whose owner died with the lock stays free, so that others see it.
+    #[test]
+    fn nobody_sits_where_a_dead_owner_sat() {
+        let path = std::env::temp_dir().join(format!("reprise-test-seat-{}", std::process::id()));
+        let open = || OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+        let (one, other, lock) = (open(), open(), AtomicU64::new(0));
+        assert_eq!(take(&one, 7, &lock).unwrap(), 7);
+        assert_eq!(take(&other, 7, &lock).unwrap(), 8, "taken");
+        drop((one, other));
+        lock.store(5 << 40 | 7, SeqCst);
+        assert_eq!(take(&open(), 7, &lock).unwrap(), 8, "the lock's");
+        assert_eq!(take(&open(), Seat::MAX, &lock).unwrap(), Seat::MAX);
+        std::fs::remove_file(path).unwrap();
     }
 }
