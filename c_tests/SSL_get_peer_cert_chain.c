@@ -22,7 +22,7 @@ static X509 *issued(EVP_PKEY **key, const char *name, int is_ca, X509 *issuer, E
     X509_EXTENSION *constraints = X509V3_EXT_conf_nid(NULL, NULL, NID_basic_constraints, is_ca ? "CA:TRUE" : "CA:FALSE");
 
     X509_set_version(made, 2);
-    X509_NAME_add_entry_by_txt(X509_get_subject_name(made), "CN", MBSTRING_ASC, (const unsigned char *)name, -1, -1, 0);
+    add_common_name(made, name);
     assert_int_equal(X509_set_issuer_name(made, X509_get_subject_name(issuer != NULL ? issuer : made)), 1);
     assert_int_equal(X509_add_ext(made, constraints, -1), 1);
     X509_EXTENSION_free(constraints);

@@ -122,6 +122,8 @@ int fewer(int rounds);
 
 /* A key and a self-signed certificate for it that no other context has. The caller's own. */
 X509 *other_certificate(EVP_PKEY **key);
+/* Adds a common name to its subject; it is to be signed again. */
+void add_common_name(X509 *certificate, const char *name);
 
 /* A ticket, and who is shown it. */
 struct ticket_race {

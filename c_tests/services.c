@@ -286,7 +286,7 @@ static X509 *person(const char *name, EVP_PKEY **key)
     char value[80];
 
     X509_set_version(made, 2);
-    X509_NAME_add_entry_by_txt(X509_get_subject_name(made), "CN", MBSTRING_ASC, (const unsigned char *)name, -1, -1, 0);
+    add_common_name(made, name);
     X509_set_issuer_name(made, X509_get_subject_name(made));
     snprintf(value, sizeof value, "email:%s@x.org,DNS:%s.test,IP:1.2.3.4", name, name);
     names = X509V3_EXT_conf_nid(NULL, NULL, NID_subject_alt_name, value);
@@ -817,9 +817,12 @@ static void ISO1_parameters_of_connections(void **state)
             }
             assert_int_equal(visit(client, servers[0], NULL, NULL, NULL), 0);
             session = take_newest();
-            for (int round = 0; round < 2; round++)
-                if (visit(client, servers[2], session, NULL, NULL) != -1)
+            for (int round = 0; round < 2; round++) { /* as without a session, whatever libssl thinks of a list in that store */
+                int shown = visit(client, servers[2], session, NULL, NULL);
+
+                if (shown == 1 || shown != visit(client, servers[2], NULL, NULL, NULL))
                     fail_msg("%s", wants[i].what);
+            }
             assert_int_equal(visit(client, servers[0], session, NULL, NULL), 1);
             assert_int_equal(visit(client, servers[1], NULL, NULL, NULL), 0);
             assert_int_equal(visit(client, servers[1], session, NULL, NULL), wants[i].want != want_store);
@@ -1063,7 +1066,13 @@ static int judge_with_connection(int ok, X509_STORE_CTX *store)
     return ok;
 }
 
-static int is_issued(X509_STORE_CTX *store, X509 *certificate, X509 *issuer)
+#if OPENSSL_VERSION_NUMBER >= 0x40000000L
+typedef const X509 looked_at;
+#else
+typedef X509 looked_at;
+#endif
+
+static int is_issued(X509_STORE_CTX *store, looked_at *certificate, looked_at *issuer)
 {
     judged += SSL_is_server(X509_STORE_CTX_get_ex_data(store, SSL_get_ex_data_X509_STORE_CTX_idx()));
     return X509_check_issued(issuer, certificate) == X509_V_OK;
