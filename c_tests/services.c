@@ -882,8 +882,8 @@ static void ISO1_a_virtual_host_is_as_it_is_now(void **state)
         session = take_newest();
         assert_int_equal(visit(client, first, session, "v.test", NULL), 1);
         give_store(host_ctx, verify_store, after);
-        for (int i = 0; i < 3; i++)
-            assert_int_equal(visit(client, first, session, "v.test", NULL), -1);
+        for (int i = 0; i < 3; i++) /* refused, or judged in a full handshake: 4.0 looks at no list for a trusted certificate */
+            assert_true(visit(client, first, session, "v.test", NULL) < 1);
         SSL_SESSION_free(session);
         X509_STORE_free(before);
         X509_STORE_free(after);
