@@ -127,10 +127,11 @@ fn whoever_is_killed_the_others_go_on() {
     );
     assert_eq!(panicked().load(Relaxed), 0, "a process found something wrong");
     assert_eq!((count(Counter::Corrupt), info.sessions), (0, sessions));
-    // The kernel frees the lock of the dead: nobody has to wait for as long as an operation can. (A busy machine may let
-    // some wait for a processor.)
+    // The kernel frees the lock of the dead: nobody has to wait for as long as an operation can. Else each of the others
+    // would, after each death. (A busy machine lets some wait for a processor.)
     let recovered = count(Counter::Recovered);
-    assert!(waited_in_vain * 2 <= recovered, "{waited_in_vain} waited in vain, {recovered} died in a change");
+    let others = WORKERS as u64 - 1;
+    assert!(waited_in_vain < recovered * others, "{waited_in_vain} waited in vain, {recovered} died in a change");
     assert!(count(Counter::Recovered) * 200 >= kills, "hardly ever killed in the middle of a change");
     // Each that came has left in one way or is there; a flush that was killed is done again, as a reset.
     if count(Counter::Reset) == 0 {
