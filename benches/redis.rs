@@ -12,7 +12,7 @@ mod redis_world;
 #[path = "../tests/shm_world/mod.rs"]
 mod shm_world;
 
-use common::{compiled, free_port, reconnect, Keeper, Sandbox, Server, SharedCache};
+use common::{compiled, free_port, reconnect, Keeper, Reuse, Sandbox, Server, SharedCache};
 use redis_world::{key_file, wait_until, Redis};
 use reprise::cache::{self, Cache, Collision, Inserted, Place};
 use shm_world::{key, Fake, Random};
@@ -25,8 +25,9 @@ const SESSIONS: u64 = 1000;
 const LENGTH: usize = 140;
 const LOOKUPS: usize = 5000;
 /// Of each of the clients.
-const VISITS: &str = "1000";
-const CLIENTS: u64 = 4;
+const VISITS: &str = "500";
+const CLIENTS: u64 = 8;
+const PROCESSES: u64 = 4;
 
 /// Something to look up in; each call is one lookup, which has to find what it looks for.
 struct Subject {
@@ -128,20 +129,32 @@ fn lookups(lookup: &mut dyn FnMut(u64), seed: u64) -> [f64; 2] {
     [0.5, 0.99].map(|part| times[(part * LOOKUPS as f64) as usize].as_secs_f64() * 1e6)
 }
 
-/// Of one process, a second, for TLS 1.2 and 1.3. A TLS 1.2 client returns with the same session all the time, a TLS
-/// 1.3 client with a ticket it has just been given.
+/// Of [`PROCESSES`] together, a second, for TLS 1.2 and 1.3; each has clients of its own, so that a cache in memory finds
+/// them. A TLS 1.2 client returns with the same session all the time, a TLS 1.3 client with a ticket it has just been given.
 fn handshakes(sandbox: &Sandbox, url: &str) -> [f64; 2] {
     let (cert, key) = sandbox.certificate();
     ["-tls1_2", "-tls1_3"].map(|version| {
-        let port = free_port();
-        let mut command = Command::new(compiled("examples/prefork.c"));
-        command.args(["-port", &port.to_string(), "-workers", "1"]).arg("-cert").arg(&cert).arg("-key").arg(&key);
-        Keeper::StockLike.apply(&mut command, &sandbox.file("stats"));
-        let server = Server::start(command.env("REPRISE_CACHE", url), sandbox, port);
+        let server = |number| {
+            let port = free_port();
+            let mut command = Command::new(compiled("examples/prefork.c"));
+            command.args(["-port", &port.to_string(), "-workers", "1"]).arg("-cert").arg(&cert).arg("-key").arg(&key);
+            Keeper::StockLike.apply(&mut command, &sandbox.file(&format!("stats{number}")));
+            Server::start(command.env("REPRISE_CACHE", url), sandbox, port)
+        };
+        let servers: Vec<Server> = (0..PROCESSES).map(server).collect();
+        let clients = (CLIENTS / PROCESSES).to_string();
+        let visit = &|port: u16| reconnect(port, &[version, "-n", VISITS, "-clients", &clients]);
         let began = Instant::now();
-        let reuse = reconnect(server.port, &[version, "-n", VISITS, "-clients", &CLIENTS.to_string()]);
+        let visits: Vec<Reuse> = std::thread::scope(|scope| {
+            let threads: Vec<_> = servers.iter().map(|server| scope.spawn(move || visit(server.port))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
         let seconds = began.elapsed().as_secs_f64();
-        assert!(reuse.failed == 0 && reuse.full < 2 * CLIENTS, "{url}, {version}: {reuse:?}");
-        reuse.resumed as f64 / seconds
+        let sum = |of: fn(&Reuse) -> u64| visits.iter().map(of).sum::<u64>();
+        assert!(
+            sum(|reuse| reuse.failed) == 0 && sum(|reuse| reuse.full) < 2 * CLIENTS,
+            "{url}, {version}: {visits:?}"
+        );
+        sum(|reuse| reuse.resumed) as f64 / seconds
     })
 }

@@ -1064,6 +1064,53 @@ fn a_ticket_is_accepted_once_though_its_record_is_written_again() {
     println!("{accepted} of {} tickets accepted", rounds());
 }
 
+/// ONCE1, GONE1: what a machine writes arrives, but no answer to it. Meanwhile the ticket is used, or the session removed, by
+/// another machine; then the first one writes it again. A third one finds nothing.
+#[test]
+fn a_write_that_is_repeated_brings_nothing_back() {
+    let fleet = Fleet::new();
+    let redis = Redis::start(&fleet.sandbox, &[]);
+    let proxy = Proxy::start(redis.port);
+    let args = ["-workers", "1", "-early_data", "1000"];
+    let doubtful = fleet.machine(Some(&fleet.hasty_url_of(&proxy.address())), &args);
+    let [second, third] = fleet.machines(Some(&fleet.url_of(&redis.address())), &args);
+    let arrives = |name: &str, version: &str| {
+        let before = redis.keys().len();
+        let session = fleet.session(&doubtful, version, name);
+        let until = Instant::now() + Duration::from_secs(1);
+        while redis.keys().len() < before + records_of(version) && Instant::now() < until {
+            thread::sleep(Duration::from_millis(5));
+        }
+        (redis.keys().len() >= before + records_of(version)).then_some(session)
+    };
+    for version in ["-tls1_3", "-tls1_2", "-tls1_3", "-tls1_2"] {
+        let mut session = None;
+        wait_until("a write arrives without an answer", || {
+            proxy.set(Mode::Pass);
+            thread::sleep(Duration::from_millis(1100)); // it asks for generations once a second, before it writes
+            if arrives("before", "-tls1_2").is_some() {
+                proxy.set(Mode::Hold);
+                session = arrives("session", version);
+            }
+            session.is_some()
+        });
+        let session = session.unwrap();
+        match version {
+            "-tls1_3" => assert_eq!(offer(&second, version, &session, &["-early_data"]).early, 1),
+            _ => assert_eq!(offer(&second, version, &session, &["-abrupt"]).resumed, 1),
+        }
+        thread::sleep(Duration::from_millis(1200)); // longer than the answer is waited for
+        proxy.set(Mode::Pass);
+        // It writes in the order in which the sessions came.
+        wait_until("it is written again", || arrives("after", "-tls1_2").is_some());
+        match version {
+            "-tls1_3" => assert_eq!(offer(&third, version, &session, &["-early_data"]).early, 0, "accepted twice"),
+            _ => assert!(!resumes(&third, version, &session), "it was removed"),
+        }
+    }
+    stop([doubtful, second, third]);
+}
+
 // ---- A server that has forgotten ----------------------------------------------------------------------------------
 
 /// A ticket is used, the server forgets that by what `forget` does, and a third machine is shown the ticket: it resumes
