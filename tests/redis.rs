@@ -876,15 +876,25 @@ fn keys_rotate_under_load() {
     let load = Load::start(&ports(&machines));
     load.wait_for_resumption();
     let old = fleet.session(&machines[0], "-tls1_2", "old");
+    // What clients of this machine resume anyway: on a busy one the writer gets its turn late.
+    let before = Instant::now();
+    thread::sleep(Duration::from_secs(3));
     let began = Instant::now();
+    let least = |rounds: Vec<Round>, version| {
+        rounds.iter().filter(|round| round.version == version).map(Round::percent).min().unwrap_or(100)
+    };
     for keys in [&[1, 2][..], &[2, 1]] {
         let new = key_file(&fleet.sandbox, "new", keys);
         fs::rename(new, &fleet.key).unwrap();
         thread::sleep(Duration::from_secs(3));
         assert!(resumes(&machines[1], "-tls1_2", &old), "{keys:?}");
     }
-    for round in load.rounds(began, Instant::now()) {
-        assert!(round.reuse.failed == 0 && round.percent() >= 90, "{round:?}");
+    let ended = Instant::now();
+    assert!(load.rounds(began, ended).iter().all(|round| round.reuse.failed == 0), "handshakes failed");
+    for version in VERSIONS {
+        let [usual, meanwhile] =
+            [(before, began), (began, ended)].map(|(from, to)| least(load.rounds(from, to), version));
+        assert!(meanwhile + 10 >= usual, "{version}: {meanwhile} % while keys rotate, {usual} % before");
     }
     fs::rename(key_file(&fleet.sandbox, "new", &[2]), &fleet.key).unwrap();
     wait_until("what the old key sealed is lost", || !resumes(&machines[1], "-tls1_2", &old));
