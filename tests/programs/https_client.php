@@ -19,7 +19,9 @@ $context = stream_context_create(['ssl' => [
 $last = null;
 for ($i = 0; $i < $count; $i++) {
     if ($how === 'file_get_contents') {
-        echo file_get_contents("https://127.0.0.1:$port/", false, $context);
+        $answer = file_get_contents("https://127.0.0.1:$port/", false, $context);
+        $answer !== false or exit('no answer: ' . (error_get_last()['message'] ?? '') . "\n");
+        echo $answer;
         continue;
     }
     $stream = stream_socket_client("tcp://127.0.0.1:$port", $errno, $error, 10, STREAM_CLIENT_CONNECT, $context);
