@@ -65,9 +65,8 @@ static void halt(void)
 }
 
 /*
- * A processor begins the next calls while one waits for memory, as long as all are short: in a loop over thousands of
- * contexts, where each call waits, it has many under way. A program makes one call and goes on with what it returned, so
- * each call is finished here before the next one begins.
+ * Finishes a call before the next one begins. In a loop of short calls, a processor starts the next calls while the first one
+ * waits for memory, and the waits overlap. A program that uses the result of each call has no such overlap.
  */
 static int finish_call(void)
 {

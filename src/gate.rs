@@ -131,7 +131,7 @@ pub fn enter() -> Inside {
 }
 
 impl Inside {
-    /// Mostly another one for each thread, for who shares something out among threads.
+    /// A number that differs between most threads, to spread them over things that they share.
     #[inline]
     pub fn number(&self) -> usize {
         std::ptr::from_ref(self.lane).addr() / size_of::<Lane>()

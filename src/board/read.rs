@@ -231,9 +231,8 @@ pub(super) fn remove_if_left_over(path: &Path) -> bool {
         if !known || users.any(|process| process != 0 && is_alive(process)) {
             return false;
         }
-        // A child that was forked has not entered itself yet, or its fork failed.
-        let number = |at: usize| bytes.u32(at);
-        if number(offset_of!(Header, forks)) != number(offset_of!(Header, arrived)) && is_mapped(path) {
+        // A forked child may not have entered itself yet. After a fork that failed, nobody has the file mapped.
+        if bytes.u32(offset_of!(Header, forks)) != bytes.u32(offset_of!(Header, arrived)) && is_mapped(path) {
             return false;
         }
     }

@@ -31,8 +31,8 @@ pub struct Service {
     details: Mutex<Details>,
 }
 
-/// What functions of the program set comes first, in one or two lines of the processor's cache with the lock: a program of
-/// thousands of contexts waits for each line.
+/// What the program's setters change comes first, in one or two cache lines with the lock: with thousands of contexts, a
+/// setter waits for each line that it reads.
 #[derive(Default)]
 #[repr(C)]
 struct Details {
@@ -55,7 +55,7 @@ pub struct Known {
     /// The callback of SSL_CTX_set_tlsext_servername_callback(3), 0 for none. It decides what clients must show, and by what
     /// its contexts tell it.
     pub servername_callback: usize,
-    /// Libssl allows 32 bytes.
+    /// Of SSL_CTX_set_session_id_context(3), which allows 32 bytes.
     pub id_context: SmallVec<[u8; 32]>,
     /// Of the cache's URL: keeps apart what is equal otherwise.
     pub label: String,

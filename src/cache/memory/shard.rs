@@ -29,7 +29,8 @@ pub struct Shard<S> {
     contents: Mutex<Contents<S>>,
     /// Read without the lock, changed under it.
     index: Index,
-    /// In the small shard: the room that all shards share. The next field leaves a gap before it, which this one fills.
+    /// The room that all shards share; only that of the small shard is used. It takes no memory: it lies where the alignment
+    /// of the next field leaves a gap.
     pub shared: Shared,
     soonest: Soonest,
 }
